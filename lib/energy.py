@@ -1,0 +1,80 @@
+"""The one sign rule: logits -> E(x), E(x, y), p(y|x).  Low energy is likely; every sampler descends E.
+
+JEM++ Eq. 4, SADA-JEM Eq. 4:  E(x) = -LSE_y f(x)[y].   AT-EBM Sec. 3.1:  E(x) = -f(x).
+The second is the first with a single logit, because the log-sum-exp of one number is that number: one
+formula serves all three papers, and nothing else in this project flips a sign.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def energy(logits: Tensor) -> Tensor:
+    """E(x) = -log sum_y exp f(x)[y].  logits (B, C) -> (B,), in nats, up to the constant log Z."""
+    return -torch.logsumexp(logits.float(), dim=1)
+
+
+def joint_energy(logits: Tensor, y: Tensor) -> Tensor:
+    """E(x, y) = -f(x)[y].  logits (B, C), y (B,) class indices -> (B,)."""
+    return -logits.float().gather(1, y[:, None]).squeeze(1)
+
+
+def log_p_y(logits: Tensor) -> Tensor:
+    """log p(y|x) = E(x) - E(x, y): the softmax classifier.  (B, C) -> (B, C), <= 0."""
+    return torch.log_softmax(logits.float(), dim=1)
+
+
+class Energy:
+    """A network seen as an energy: `E(x)` is (B,), `E.gradient(x)` has the shape of x.
+
+    The split E = tail . first (first layer; all the rest) is what PYLD takes apart (JEM++ Eq. 11).
+
+    Args:
+        model: a network with `first`, `rest` and `forward = rest . first`, giving logits (B, C).
+        y: class indices (B,); given, the energy is E(x, y) in place of E(x).
+        precision: 'fp32' or 'bf16' (autocast; the log-sum-exp and the result stay in fp32).
+    """
+
+    def __init__(self, model: nn.Module, y: Tensor | None = None, precision: str = "fp32"):
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {precision!r}: expected 'fp32' or 'bf16'")
+        self.model, self.y, self.precision = model, y, precision
+
+    def autocast(self, x: Tensor):
+        """The precision's context for tensors on x's device."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f(x): (B, C) in fp32."""
+        with self.autocast(x):
+            return self.model(x).float()
+
+    def first(self, x: Tensor) -> Tensor:
+        """f0(x), the first layer's output: what PYLD's slack variable p belongs to."""
+        with self.autocast(x):
+            return self.model.first(x)
+
+    def tail(self, h: Tensor) -> Tensor:
+        """E as a function of the first layer's output h: (B, ...) -> (B,)."""
+        with self.autocast(h):
+            logits = self.model.rest(h)
+        return self._reduce(logits)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._reduce(self.logits(x))
+
+    def _reduce(self, logits: Tensor) -> Tensor:
+        return energy(logits) if self.y is None else joint_energy(logits, self.y)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """dE/dx, shape of x. Only the input's gradient is computed: no weight gradients while sampling."""
+        return gradient(self, x)
+
+
+def gradient(E, x: Tensor) -> Tensor:
+    """dE/dx of any callable energy E: (B, ...) -> (B,). Samples do not interact, so summing is exact
+    (but for batch norm in training mode, which couples a batch: the papers sample so, and we do too)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(E(x).sum(), x)[0]

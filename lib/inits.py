@@ -1,0 +1,76 @@
+"""Where a chain starts: uniform noise (JEM), or class Gaussians fitted to the training data (JEM++)."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Uniform:
+    """p0(x) = U[low, high]^(C x H x W), JEM's uninformative start."""
+
+    def __init__(self, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0):
+        self.shape, self.low, self.high = tuple(shape), low, high
+
+    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n starts (n, *shape); y is ignored: noise has no class."""
+        return torch.rand(n, *self.shape, generator=generator) * (self.high - self.low) + self.low
+
+
+class ClassGaussians:
+    """p0(x) = sum_y pi_y N(mu_y, Sigma_y), the informative start (JEM++ Eq. 14).
+
+    mu (C, D) and factor (C, D, D), the lower Cholesky factor of Sigma_y + ridge I (the official code's
+    ridge is 1e-4: there are more pixels than the data have directions); prior pi (C,).
+    """
+
+    def __init__(self, mu: Tensor, factor: Tensor, prior: Tensor, shape: tuple[int, ...],
+                 low: float = -1.0, high: float = 1.0):
+        self.mu, self.factor, self.prior = mu, factor, prior
+        self.shape, self.low, self.high = tuple(shape), low, high
+
+    @classmethod
+    def fit(cls, x: Tensor, y: Tensor, ridge: float = 1e-4, low: float = -1.0, high: float = 1.0):
+        """Fit to images x (n, C, H, W) in [low, high] with labels y (n,).
+
+        Raises: ValueError where a class 0..max(y) has no image.
+        """
+        counts = torch.bincount(y)
+        if (counts == 0).any():
+            empty = torch.nonzero(counts == 0).flatten().tolist()
+            raise ValueError(f"classes {empty} have no image: class Gaussians need at least one of each")
+        flat, mus, factors = x.flatten(1).double(), [], []
+        eye = ridge * torch.eye(flat.shape[1], dtype=torch.float64)
+        for c in range(len(counts)):
+            own = flat[y == c]
+            mus.append(own.mean(0))
+            centred = own - mus[-1]
+            factors.append(torch.linalg.cholesky(centred.T @ centred / len(own) + eye).float())
+        return cls(torch.stack(mus).float(), torch.stack(factors), (counts / counts.sum()).float(),
+                   x.shape[1:], low, high)
+
+    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n starts (n, C, H, W), clamped to the image range as the official code does, on mu's device.
+
+        y (n,): the classes, on the CPU; left out, y ~ pi. Random numbers come from a CPU generator, so that
+        a seed means the same on every device; one product per class present, no wait for the device.
+        """
+        if y is None:
+            y = torch.multinomial(self.prior.cpu(), n, replacement=True, generator=generator)
+        z = torch.randn(n, self.mu.shape[1], generator=generator).to(self.mu.device)
+        x = torch.empty_like(z)
+        for c in y.unique().tolist():
+            rows = torch.nonzero(y == c).flatten().to(z.device)
+            x[rows] = self.mu[c] + z[rows] @ self.factor[c].T
+        return x.clamp_(self.low, self.high).view(n, *self.shape)
+
+    def to(self, device) -> "ClassGaussians":
+        self.mu, self.factor = self.mu.to(device), self.factor.to(device)
+        return self
+
+    def state_dict(self) -> dict:
+        return {"mu": self.mu, "factor": self.factor, "prior": self.prior, "shape": list(self.shape),
+                "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_state(cls, s: dict) -> "ClassGaussians":
+        return cls(s["mu"], s["factor"], s["prior"], tuple(s["shape"]), s["low"], s["high"])

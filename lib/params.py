@@ -1,0 +1,276 @@
+"""params.yaml -> one validated, typed configuration per run.
+
+A run is a method (`runs.<name>`, one key per column of the one-idea table) at a size
+(`scales.<profile>`): the run is merged with the scale's `common` section and with the section that its
+`size` names, the scale winning. Every number lives in params.yaml, with its reason.
+"""
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lib import ROOT
+
+PROFILES = ("smoke", "quick", "gpu", "paper")
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A setting in params.yaml that cannot be: one line, naming the value, what was expected, the remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """One data set at one size. Images are square; values in [-1, 1] for the JEM family."""
+    name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn"]
+    source: Literal["embedded", "full"] = "embedded"
+    size: Annotated[int, Field(ge=8)]                   # pixels a side
+    train: Count | None = None                          # images to train on; None: all
+    test: Count | None = None
+    holdout: Annotated[int, Field(ge=0)] = 0            # of the training images, kept for validation
+    folder: str | None = None                           # where the full data lie; None: data/raw
+
+
+class Network(Section):
+    kind: Literal["wrn"] = "wrn"
+    depth: Count = 10
+    widen: Count = 1
+    norm: Literal["none", "batch"] = "batch"
+
+
+class Augment(Section):
+    kind: Literal["none", "crop_flip"] = "none"         # crop_flip: reflect-pad, random crop, horizontal flip
+    pad: Count = 4                                      # pixels
+    noise: Weight = 0.03                                # Gaussian input noise, at test time too (JEM's sigma)
+
+
+class Start(Section):
+    kind: Literal["uniform", "gaussians"]
+    buffer: Count = 10_000                              # |B|
+    reinit: Share = 0.05                                # rho: share of chains started afresh
+
+
+class Step(Section):
+    """One cell of the `step` column; K for SGLD and proximal SGLD, M and N for PYLD-M-N."""
+    kind: Literal["sgld", "proximal", "pyld"]
+    K: Count | None = None
+    M: Count | None = None
+    N: Count | None = None
+    alpha: Positive
+    epsilon: Positive | None = None                     # proximity constraint
+    noise: Weight = 0.0
+    clip: bool = True                                   # keep every state in the image range
+    closed_form: bool = True                            # PYLD with a linear first layer: one long step
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        needs = {"sgld": {"K"}, "proximal": {"K", "epsilon"}, "pyld": {"M", "N"}}[self.kind]
+        allowed = needs | ({"epsilon"} if self.kind == "pyld" else set())
+        given = {k for k in ("K", "M", "N", "epsilon") if getattr(self, k) is not None}
+        if not needs <= given:
+            raise ValueError(f"step kind {self.kind!r} needs {sorted(needs - given)}")
+        if not given <= allowed:
+            raise ValueError(f"step kind {self.kind!r} takes no {sorted(given - allowed)}")
+        return self
+
+    @property
+    def passes(self) -> int:
+        """Full forward and backward passes per chain."""
+        return self.M if self.kind == "pyld" else self.K
+
+    def arguments(self) -> dict:
+        """Keyword arguments for this kind's function in lib.samplers."""
+        own = {"alpha": self.alpha, "noise": self.noise, "clip": (-1.0, 1.0) if self.clip else None}
+        if self.kind == "pyld":
+            own |= {"M": self.M, "N": self.N, "closed_form": self.closed_form,
+                    "epsilon": float("inf") if self.epsilon is None else self.epsilon}
+        else:
+            own |= {"K": self.K} | ({"epsilon": self.epsilon} if self.kind == "proximal" else {})
+        return own
+
+
+class Loss(Section):
+    classify: Weight = 1.0                              # weight of -log p(y|x)
+    generate: Weight = 1.0                              # weight of -log p(x)
+    l2: Weight = 0.0                                    # weight of the energies' squares
+
+
+class Update(Section):
+    optimizer: Literal["sgd", "adam"]
+    lr: Positive
+    betas: tuple[float, float] = (0.9, 0.999)           # Adam
+    momentum: Share = 0.9                               # SGD
+    weight_decay: Weight = 0.0
+    batch: Count = 64
+    iterations: Count | None = None                     # either iterations ...
+    epochs: Positive | None = None                      # ... or epochs of the training set
+    warmup: Annotated[int, Field(ge=0)] = 0             # iterations of linear warm-up
+    milestones: tuple[Share, ...] = ()                  # shares of the training at which lr *= decay
+    decay: Positive = 0.2
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if (self.iterations is None) == (self.epochs is None):
+            raise ValueError("update needs exactly one of iterations and epochs")
+        return self
+
+
+class Run(Section):
+    """Everything that decides a training run's result, with the data and the seed."""
+    name: str
+    profile: str
+    title: str
+    size: str
+    data: str                                           # role: primary, second, third
+    network: Network = Network()
+    augment: Augment = Augment()
+    start: Start | None = None
+    step: Step | None = None
+    loss: Loss = Loss()
+    update: Update
+    seeds: tuple[int, ...] = (0,)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    log_every: Count = 10                               # iterations
+    validate_every: Count = 100
+    checkpoint_every: Count = 200
+    rollbacks: Annotated[int, Field(ge=0)] = 0          # after a divergence, back to the last checkpoint
+    snapshots: Annotated[int, Field(ge=0)] = 0          # times the buffer and the weights are kept for study
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.start is None) != (self.step is None):
+            raise ValueError("a chain needs both a start and a step; a classifier has neither")
+        if self.step is None and self.loss.generate:
+            raise ValueError("loss.generate > 0 needs samples: give start and step, or generate: 0")
+        if self.start and self.start.kind == "uniform" and self.network.norm == "batch":
+            warnings.warn(f"run {self.name}: batch norm with a uniform start. JEM++ (Table 5) found that this "
+                          "fails: noise and real images have different statistics.", stacklevel=2)
+        return self
+
+
+@lru_cache
+def _read(path: str, mtime: float) -> dict:
+    return yaml.safe_load(Path(path).read_text())
+
+
+def load(path: Path | None = None) -> dict:
+    """The whole of params.yaml. Raises: ConfigError where it is missing or no YAML."""
+    path = Path(path or ROOT / "params.yaml")
+    try:
+        return _read(str(path), path.stat().st_mtime)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: restore it (git checkout params.yaml)") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
+
+
+def profile(name: str | None = None, params: dict | None = None) -> str:
+    """The profile to work on: `name`, else $EBM_PROFILE, else params.yaml's `profile`."""
+    name = name or os.environ.get("EBM_PROFILE") or (params or load()).get("profile")
+    if name not in PROFILES:
+        raise ConfigError(f"profile: {name!r} is not a profile; expected one of {', '.join(PROFILES)}")
+    return name
+
+
+def scale(profile_name: str, params: dict | None = None) -> dict:
+    """The section `scales.<profile>`."""
+    return _pick((params or load()).get("scales") or {}, profile_name, "scales")
+
+
+def data(profile_name: str, role: str, params: dict | None = None) -> Data | None:
+    """The data set that plays `role` at this scale; None where the scale has none (with `null`)."""
+    section = _pick(scale(profile_name, params).get("data") or {}, role, f"scales.{profile_name}.data")
+    where = f"scales.{profile_name}.data.{role}"
+    return None if section is None else _build(Data, section, where)
+
+
+def run(name: str, profile_name: str | None = None, params: dict | None = None) -> Run:
+    """The configuration of run `name`: method merged with the profile's sizes, validated.
+
+    Raises: ConfigError, one line, for an unknown run or key, a wrong type, an impossible combination.
+    """
+    params = params or load()
+    profile_name = profile(profile_name, params)
+    method = _pick(params.get("runs") or {}, name, "runs")
+    sizes = scale(profile_name, params)
+    merged = _merge(method, sizes.get("common") or {})
+    if isinstance(method, dict) and "size" in method:
+        merged = _merge(merged, _pick(sizes, method["size"], f"scales.{profile_name}") or {})
+    return _build(Run, _tuples({**merged, "name": name, "profile": profile_name}), f"runs.{name}")
+
+
+def runs(params: dict | None = None) -> list[str]:
+    """All run names, in the order of params.yaml."""
+    return list((params or load())["runs"])
+
+
+def _pick(section: dict, key: str, where: str):
+    if key not in section:
+        raise ConfigError(f"{where}: no {key!r}{_nearest(key, section)}; it has {', '.join(map(str, section))}")
+    return section[key]
+
+
+def _merge(low: dict, high: dict) -> dict:
+    """`high` over `low`, section by section; null in either switches a section off or on."""
+    out = dict(low)
+    for key, value in high.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = _merge(out[key], value)
+        elif isinstance(value, dict) and key in out and out[key] is None:
+            pass                            # the method has no such part (softmax: no start, no step)
+        elif isinstance(value, dict) and key in ("start", "step") and key not in out:
+            pass
+        else:
+            out[key] = value
+    return out
+
+
+def _tuples(value):
+    """YAML has lists only; the typed sections are immutable."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _nearest(key, among) -> str:
+    near = difflib.get_close_matches(str(key), [str(a) for a in among], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _build(kind, section, where: str):
+    if not isinstance(section, dict):
+        raise ConfigError(f"{where}: {section!r} is no section; expected keys and values")
+    try:
+        return kind(**section)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(map(str, (where, *first["loc"])))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            owner = kind
+            for part in first["loc"][:-1]:
+                owner = next((a for a in _sections(owner.model_fields[part].annotation)), owner)
+            message = "unknown key" + _nearest(first["loc"][-1], owner.model_fields)
+        elif first["type"] == "missing":
+            message = "missing; add it"
+        else:
+            message = f"{message}; got {first['input']!r}" if first["loc"] else message
+        raise ConfigError(f"params.yaml, {place}: {message}") from None
+
+
+def _sections(annotation):
+    options = getattr(annotation, "__args__", (annotation,))
+    return [a for a in options if isinstance(a, type) and issubclass(a, Section)]

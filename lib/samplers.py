@@ -1,0 +1,109 @@
+"""How a chain steps: each sampler is a generator that yields x^1, x^2, ...; `last` runs it to the end.
+
+Every sampler descends E.  `alpha` multiplies the gradient as it stands: the texts' SGLD (JEM++ Eq. 3)
+writes alpha/2, the official codes alpha; we follow the codes, and notebook 04 shows the difference.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lib.energy import Energy, gradient
+
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def last(chain: Iterable[Tensor]) -> Tensor:
+    """Run a chain to its end and return the last state, detached."""
+    x = None
+    for x in chain:
+        pass
+    if x is None:
+        raise ValueError("the chain has no steps: expected K (or M) >= 1")
+    return x.detach()
+
+
+def sgld(E, x: Tensor, *, K: int, alpha: float, noise: float = 0.0, clip: tuple[float, float] | None = None,
+         generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """Stochastic gradient Langevin dynamics: x <- x - alpha dE/dx + noise eps  (JEM++ Eq. 3).
+
+    Exact Langevin dynamics, whose stationary density tends to exp(-E)/Z as the step tends to zero, has
+    noise = sqrt(2 alpha). JEM uses alpha = 1 and noise = 0.01: nearly plain descent.
+
+    Args:
+        E: energy (B, ...) -> (B,).   x: chain starts (B, ...).   K: number of steps.
+        clip: (low, high), the range of valid images; None: unbounded.
+    """
+    yield from _descend(E, x, K, alpha, None, noise, clip, generator)
+
+
+def proximal_sgld(E, x: Tensor, *, K: int, alpha: float, epsilon: float = 1.0, noise: float = 0.0,
+                  clip: tuple[float, float] | None = (-1.0, 1.0),
+                  generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """Proximal SGLD (JEM++ Eq. 10): the gradient is clamped to [-epsilon, epsilon], so that no step
+    moves a pixel by more than alpha * epsilon."""
+    yield from _descend(E, x, K, alpha, epsilon, noise, clip, generator)
+
+
+def _descend(E, x, K, alpha, epsilon, noise, clip, generator):
+    for _ in range(K):
+        g = gradient(E, x)
+        if epsilon is not None:
+            g = g.clamp_(-epsilon, epsilon)
+        yield (x := _perturb(_clip(x - alpha * g, clip), noise, clip, generator))
+
+
+def pyld(E: Energy, x: Tensor, *, M: int, N: int, alpha: float, epsilon: float = 1.0, noise: float = 0.0,
+         clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None,
+         closed_form: bool = True) -> Iterator[Tensor]:
+    """PYLD-M-N sampling (JEM++ Algorithm 1): M full passes, N cheap inner steps after each.
+
+    The slack variable p = dE/df0(x) is frozen during the inner steps, whose gradient is
+    gamma = p . df0/dx. Where f0 is linear, gamma does not depend on x: it equals dE/dx at the outer
+    state, the N clamped and clipped steps compose to one step N times as long, and
+    PYLD-M-N(alpha) is proximal SGLD with K = M and step N * alpha. That closed form is used where it
+    holds (`closed_form=True`); the loop is kept for a nonlinear first block, where PYLD is a sampler of
+    its own, and for comparison. Yields x after each of the M outer steps.
+    """
+    if closed_form and isinstance(E.model.first, LINEAR) and (clip is None or _inside(x, clip)):
+        yield from _descend(E, x, M, N * alpha, epsilon, noise, clip, generator)
+        return
+    for _ in range(M):
+        with torch.enable_grad():
+            h = E.first(x).detach().requires_grad_()
+            p = torch.autograd.grad(E.tail(h).sum(), h)[0]           # the slack variable, Eq. 13
+        for _ in range(N):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                gamma = torch.autograd.grad(E.first(x), x, grad_outputs=p)[0]
+            x = _clip(x.detach() - alpha * gamma.clamp(-epsilon, epsilon), clip)
+        yield (x := _perturb(x, noise, clip, generator))
+
+
+def sample(E: Energy, x: Tensor, step, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """The chain that a run's `step` configuration describes (lib.params.Step): one cell of the table."""
+    own = step.arguments()
+    return SAMPLERS[step.kind](E, x, generator=generator, **own)
+
+
+SAMPLERS = {"sgld": sgld, "proximal": proximal_sgld, "pyld": pyld}
+
+
+def _inside(x: Tensor, clip: tuple[float, float]) -> bool:
+    # Clipping N small steps equals clipping one long one only for a start inside the box. On a GPU the
+    # test would wait for the device, and every start of this project is inside by construction.
+    return x.is_cuda or bool((x >= clip[0]).all() & (x <= clip[1]).all())
+
+
+def _clip(x: Tensor, clip) -> Tensor:
+    return x if clip is None else x.clamp(*clip)
+
+
+def _perturb(x: Tensor, noise: float, clip, generator) -> Tensor:
+    """The chain's noise; clipped again, so that every state is a valid image."""
+    if not noise:
+        return x
+    eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return _clip(x + noise * eps, clip)

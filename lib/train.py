@@ -1,0 +1,347 @@
+"""The training loop, one for every method, resumable to the bit.
+
+    python -m lib.train jempp-m10 [--profile quick]
+
+trains each seed of a run and leaves artifacts/<profile>/<run>/seed<s>/: weights.pt, buffer.pt (uint8),
+metrics.json, curve.csv, provenance.json, snapshots/. An interrupted run continues from its last checkpoint in
+scratch/ when the same command is given again; a changed configuration starts afresh.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from lib import ROOT, checkpoint, data, inits, losses, networks, params, samplers
+from lib.buffer import ReplayBuffer
+from lib.energy import Energy, energy
+
+DIVERGED = 1e8          # |loss| above which the official codes call a run diverged
+COLUMNS = ("iteration", "epoch", "loss", "cross_entropy", "energy_real", "energy_sample", "accuracy",
+           "grad_norm", "lr", "holdout_accuracy", "seconds")
+
+
+class Trainer:
+    """State of one run: network, optimiser, buffer, random streams. `step` makes one update.
+
+    Nothing in `step` waits for the device: its numbers stay there until `fit` reads them.
+    """
+
+    def __init__(self, run: params.Run, split: data.Split, seed: int = 0, device: str | torch.device = "cpu"):
+        self.run, self.split, self.device = run, split, torch.device(device)
+        self.precision = resolve_precision(run.precision, self.device)
+        self.iteration, self.seconds, self.rollbacks = 0, 0.0, 0
+        torch.manual_seed(seed)                                  # weight initialisation draws from the global stream
+        n = run.network
+        self.model = networks.build(n.kind, depth=n.depth, widen=n.widen, norm=n.norm, classes=len(split.classes),
+                                    channels=split.shape[0]).to(self.device)
+        self.energy = Energy(self.model, precision=self.precision)
+        self.optimizer = optimizer(self.model.parameters(), run.update)
+        self.seed(seed)
+        self.stream = data.Stream(split.x_train.to(self.device), split.y_train.to(self.device),
+                                  run.update.batch, run.augment, seed)
+        u = run.update
+        self.iterations = u.iterations or math.ceil(u.epochs * self.stream.per_epoch)
+        self.start = self.buffer = None
+        if run.start:
+            self.start = start_of(run.start.kind, split, self.device)
+            self.buffer = ReplayBuffer.filled(run.start.buffer, self.start, self.rng, self.device)
+
+    def seed(self, seed: int) -> None:
+        """Two streams: `rng` on the CPU for indices and starts, `noise` on the device for everything dense."""
+        self.rng = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator(self.device).manual_seed(seed + 1)
+
+    def step(self) -> dict[str, Tensor]:
+        """One update: batch, samples, loss, weights. Returns scalars on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.run.update, self.iteration, self.iterations)
+        self.model.train()
+        x, y = self.stream(self.iteration, self.noise)
+        x_minus = self.sample() if self.run.step else None
+        self.optimizer.zero_grad()
+        loss, numbers = self.loss(x, y, x_minus)
+        loss.backward()
+        numbers["grad_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None])))
+        self.optimizer.step()
+        self.iteration += 1
+        return {"loss": loss.detach(), **numbers}
+
+    def sample(self) -> Tensor:
+        """x^-: buffer and p0, the chain, back into the buffer (JEM++ Algorithm 2, lines 3, 4 and 6)."""
+        x0, index = self.buffer.draw(self.run.update.batch, self.start, self.run.start.reinit, self.rng)
+        x_minus = samplers.last(samplers.sample(self.energy, x0, self.run.step, self.noise))
+        self.buffer.put(index, x_minus)
+        return x_minus
+
+    def loss(self, x: Tensor, y: Tensor, x_minus: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The joint loss; one forward of the real batch serves p(y|x) and p(x). The real batch comes last, so
+        that batch norm's running statistics, which the test uses, end on real images."""
+        nan = torch.full((), math.nan, device=x.device)
+        e_minus = self.energy(x_minus) if x_minus is not None else None
+        logits = self.energy.logits(x)
+        e_plus = energy(logits)
+        w = self.run.loss
+        if x_minus is None:
+            loss = w.classify * losses.classification(logits, y)
+        else:
+            loss = losses.joint(logits, y, e_plus, e_minus, classify=w.classify, generate=w.generate, l2=w.l2)
+        with torch.no_grad():
+            numbers = {"cross_entropy": losses.classification(logits, y), "energy_real": e_plus.mean(),
+                       "energy_sample": e_minus.mean() if e_minus is not None else nan,
+                       "accuracy": (logits.argmax(1) == y).float().mean()}
+        return loss, numbers
+
+    def state_dict(self) -> dict:
+        return {"iteration": self.iteration, "seconds": self.seconds, "rollbacks": self.rollbacks,
+                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "buffer": self.buffer.images if self.buffer else None,
+                "rng": self.rng.get_state(), "noise": self.noise.get_state()}
+
+    def load_state_dict(self, s: dict) -> None:
+        self.iteration, self.seconds, self.rollbacks = s["iteration"], s["seconds"], s["rollbacks"]
+        self.model.load_state_dict(s["model"])
+        self.optimizer.load_state_dict(s["optimizer"])
+        if self.buffer:
+            self.buffer.images = s["buffer"].to(self.device)
+        self.rng.set_state(s["rng"].cpu())
+        self.noise.set_state(s["noise"].cpu())
+
+    @torch.no_grad()
+    def holdout_accuracy(self) -> float:
+        """Accuracy on the held-out training images, batch norm by its running statistics."""
+        x, y = self.split.x_hold, self.split.y_hold
+        if not len(x):
+            return math.nan
+        self.model.eval()
+        g = torch.Generator(self.device).manual_seed(0)
+        hits = 0
+        for a, b in zip(x.split(500), y.split(500)):
+            a = data.with_noise(data.to_range(a.to(self.device)), self.run.augment.noise, g)
+            hits += (self.energy.logits(a).argmax(1).cpu() == b).sum().item()
+        return hits / len(x)
+
+
+def optimizer(parameters, u: params.Update) -> torch.optim.Optimizer:
+    if u.optimizer == "adam":
+        return torch.optim.Adam(parameters, u.lr, u.betas, weight_decay=u.weight_decay)
+    return torch.optim.SGD(parameters, u.lr, u.momentum, weight_decay=u.weight_decay)
+
+
+def learning_rate(u: params.Update, i: int, total: int) -> float:
+    """Linear warm-up, then a drop by `decay` at each milestone (share of the training); i counts from 0."""
+    warm = min(1.0, (i + 1) / u.warmup) if u.warmup else 1.0
+    return u.lr * warm * u.decay ** sum(i >= m * total for m in u.milestones)
+
+
+def start_of(kind: str, split: data.Split, device):
+    """p0 of a run: JEM's uniform noise or JEM++'s class Gaussians."""
+    return inits.Uniform(split.shape) if kind == "uniform" else split.gaussians.to(device)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """'auto' -> 'bf16' where the hardware multiplies in bf16 itself, else 'fp32'."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if native else "fp32"
+
+
+# ------------------------------------------------------------------------------------------- the loop around it
+def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None) -> dict:
+    """Train to the end, or to a divergence; returns the metrics that are written to folder/metrics.json.
+
+    A window of `log_every` iterations is read from the device at once. A loss that is not finite, or beyond
+    1e8, ends the run with a verdict (its last healthy checkpoint's weights are kept), or, while
+    `rollbacks` remain, sends it back to that checkpoint with fresh noise.
+    """
+    run = trainer.run
+    rows, divergences = [], []
+    state = checkpoint.latest(scratch, trainer.device)
+    if state:
+        rows, divergences = state.pop("rows"), state.pop("divergences")
+        trainer.load_state_dict(state)
+        print(f"{run.name}: resumed at iteration {trainer.iteration}", file=sys.stderr)
+    else:
+        _checkpoint(trainer, rows, divergences, scratch)
+    bar = tqdm(total=trainer.iterations, initial=trainer.iteration, desc=run.name, unit="it",
+               mininterval=0.5 if sys.stderr.isatty() else 20, file=sys.stderr)
+    verdict, window, began = "finished", [], time.perf_counter()
+    while trainer.iteration < trainer.iterations:
+        window.append(trainer.step())
+        i, end = trainer.iteration, trainer.iteration == trainer.iterations
+        if not (i % run.log_every == 0 or i % run.checkpoint_every == 0 or end or _snapshot_due(trainer)):
+            continue
+        values = {k: torch.stack([w[k] for w in window]).tolist() for k in window[0]}      # the one wait
+        now = time.perf_counter()
+        trainer.seconds, began = trainer.seconds + now - began, now
+        bad = next((j for j, v in enumerate(values["loss"]) if not abs(v) <= DIVERGED), None)
+        if bad is not None:
+            at = i - len(window) + bad + 1
+            divergences.append(at)
+            bar.write(f"{run.name}: diverged at iteration {at} (loss {values['loss'][bad]:.3g})", file=sys.stderr)
+            rows_kept = _roll_back(trainer, scratch, len(divergences))
+            window, began = [], time.perf_counter()
+            if len(divergences) > run.rollbacks:
+                verdict = f"diverged at iteration {at}"
+                break
+            rows = rows_kept
+            bar.n = trainer.iteration
+            continue
+        row = {k: sum(v) / len(v) for k, v in values.items()}
+        row |= {"iteration": i, "epoch": i / trainer.stream.per_epoch, "seconds": trainer.seconds,
+                "lr": trainer.optimizer.param_groups[0]["lr"], "holdout_accuracy": math.nan}
+        if i % run.validate_every == 0 or end:
+            row["holdout_accuracy"] = trainer.holdout_accuracy()
+        began = time.perf_counter()                             # validation is not training time
+        rows.append(row)
+        bar.update(len(window))
+        bar.set_postfix(loss=f"{row['loss']:.3g}", acc=f"{row['accuracy']:.2f}", refresh=False)
+        window = []
+        if on_log:
+            on_log(trainer, row)
+        if _snapshot_due(trainer):
+            _publish(trainer, folder / "snapshots" / f"{i:08d}")
+        if i % run.checkpoint_every == 0 and not end:
+            _checkpoint(trainer, rows, divergences, scratch)
+    bar.close()
+    per_epoch = trainer.seconds / max(trainer.iteration, 1) * trainer.stream.per_epoch
+    metrics = {"verdict": verdict, "iterations": trainer.iteration, "planned": trainer.iterations,
+               "epochs": trainer.iteration / trainer.stream.per_epoch, "divergences": divergences,
+               "seconds": trainer.seconds, "seconds_per_epoch": per_epoch,
+               "holdout_accuracy": next((r["holdout_accuracy"] for r in reversed(rows)
+                                         if r["holdout_accuracy"] == r["holdout_accuracy"]), None)}
+    _publish(trainer, folder)
+    with open(folder / "curve.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _snapshot_due(trainer: Trainer) -> bool:
+    n = trainer.run.snapshots
+    return bool(n) and trainer.iteration % max(1, trainer.iterations // n) == 0
+
+
+def _checkpoint(trainer: Trainer, rows, divergences, scratch: Path) -> None:
+    checkpoint.save({**trainer.state_dict(), "rows": rows, "divergences": divergences}, scratch, trainer.iteration)
+
+
+def _roll_back(trainer: Trainer, scratch: Path, times: int) -> list:
+    """Back to the last healthy checkpoint, with other random numbers: the same ones would diverge again."""
+    state = checkpoint.latest(scratch, trainer.device)
+    rows = state.pop("rows")
+    state.pop("divergences")
+    trainer.load_state_dict(state)
+    trainer.rollbacks = times
+    trainer.seed(1_000 * times + trainer.iteration)
+    return rows
+
+
+def _publish(trainer: Trainer, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_atomic({k: v.cpu() for k, v in trainer.model.state_dict().items()}, folder / "weights.pt")
+    if trainer.buffer:
+        checkpoint.save_atomic(data.to_bytes(trainer.buffer.images).cpu(), folder / "buffer.pt")
+
+
+def train(run: params.Run, device: str | None = None, artifacts: Path | None = None,
+          scratch: Path | None = None) -> list[dict]:
+    """Train every seed of a run, one folder each; returns their metrics. Raises: DataError, ConfigError,
+    RuntimeError where another process is at work on the same run."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    split = data.load(run.profile, run.data)
+    digest = fingerprint(run)
+    artifacts = Path(artifacts or ROOT / "artifacts") / run.profile / run.name
+    scratch = Path(scratch or ROOT / "scratch") / run.profile / run.name
+    scratch.mkdir(parents=True, exist_ok=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with FileLock(scratch.with_suffix(".lock"), timeout=0):
+            results = []
+            for seed in run.seeds:
+                began = time.time()
+                folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
+                trainer = Trainer(run, split, seed, device)
+                folder.mkdir(parents=True, exist_ok=True)
+                results.append(fit(trainer, folder, work))
+                about = provenance(run, seed, trainer, time.time() - began)
+                (folder / "provenance.json").write_text(json.dumps(about, indent=1) + "\n")
+            shutil.rmtree(scratch, ignore_errors=True)
+            return results
+    except Timeout:
+        raise RuntimeError(f"run {run.name} ({run.profile}) is being trained by another process (lock "
+                           f"{scratch.with_suffix('.lock')}): wait for it, or end it, then try again") from None
+
+
+def fingerprint(run: params.Run) -> str:
+    """A hash of the configuration and the data: what a checkpoint may be resumed under."""
+    split = data.path_of(run.profile, run.data)
+    content = hashlib.sha256(split.read_bytes() if split.exists() else b"").hexdigest()
+    return hashlib.sha256((run.model_dump_json() + content).encode()).hexdigest()[:16]
+
+
+def provenance(run: params.Run, seed: int, trainer: Trainer, wall: float) -> dict:
+    """What a result was made from and on."""
+    d = trainer.device
+    name = torch.cuda.get_device_name(d) if d.type == "cuda" else (platform.processor() or platform.machine())
+    return {"run": run.name, "profile": run.profile, "seed": seed, "config": run.model_dump(mode="json"),
+            "data": trainer.split.title, "commit": commit(), "device": f"{d.type}: {name}",
+            "threads": torch.get_num_threads(), "precision": trainer.precision,
+            "parameters": networks.parameter_count(trainer.model), "python": platform.python_version(),
+            "torch": torch.__version__, "platform": platform.system(), "wall_seconds": round(wall, 1)}
+
+
+def commit() -> str:
+    """The commit of the code; '+' where lib/ or params.yaml differ from it; 'unknown' outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", "lib", "params.yaml"], cwd=ROOT,
+                               capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty else "") if head.returncode == 0 else "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a run of params.yaml.")
+    parser.add_argument("run")
+    parser.add_argument("--profile", choices=params.PROFILES)
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    args = parser.parse_args()
+    try:
+        run = params.run(args.run, args.profile)
+        if params.data(run.profile, run.data) is None:              # a role that this profile does not have
+            folder = ROOT / "artifacts" / run.profile / run.name
+            folder.mkdir(parents=True, exist_ok=True)
+            reason = f"profile {run.profile} has no {run.data} data set"
+            (folder / "skipped.json").write_text(json.dumps({"skipped": reason}) + "\n")
+            print(f"{run.name}: skipped, {reason}")
+            return
+        for seed, m in zip(run.seeds, train(run, args.device)):
+            print(f"{run.name} seed {seed}: {m['verdict']}, {m['iterations']} iterations in {m['seconds']:.0f} s, "
+                  f"held-out accuracy {m['holdout_accuracy']}")
+    except (params.ConfigError, data.DataError, OSError, RuntimeError) as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()
