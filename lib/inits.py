@@ -64,8 +64,8 @@ class ClassGaussians:
         return x.clamp_(self.low, self.high).view(n, *self.shape)
 
     def to(self, device) -> "ClassGaussians":
-        self.mu, self.factor = self.mu.to(device), self.factor.to(device)
-        return self
+        """A copy on another device (the same object's tensors where nothing moves)."""
+        return ClassGaussians(self.mu.to(device), self.factor.to(device), self.prior, self.shape, self.low, self.high)
 
     def state_dict(self) -> dict:
         return {"mu": self.mu, "factor": self.factor, "prior": self.prior, "shape": list(self.shape),

@@ -118,7 +118,8 @@ class Update(Section):
     iterations: Count | None = None                     # either iterations ...
     epochs: Positive | None = None                      # ... or epochs of the training set
     warmup: Annotated[int, Field(ge=0)] = 0             # iterations of linear warm-up
-    milestones: tuple[Share, ...] = ()                  # shares of the training at which lr *= decay
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[Share, ...] = ()                  # step: shares of the training at which lr *= decay
     decay: Positive = 0.2
 
     @model_validator(mode="after")
@@ -143,6 +144,7 @@ class Run(Section):
     update: Update
     seeds: tuple[int, ...] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    threads: Count | None = None                        # CPU threads of one run; None: torch's own choice
     log_every: Count = 10                               # iterations
     validate_every: Count = 100
     checkpoint_every: Count = 200

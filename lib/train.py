@@ -143,8 +143,11 @@ def optimizer(parameters, u: params.Update) -> torch.optim.Optimizer:
 
 
 def learning_rate(u: params.Update, i: int, total: int) -> float:
-    """Linear warm-up, then a drop by `decay` at each milestone (share of the training); i counts from 0."""
+    """Linear warm-up, then a drop by `decay` at each milestone (share of the training), or half a cosine down
+    to zero; i counts from 0."""
     warm = min(1.0, (i + 1) / u.warmup) if u.warmup else 1.0
+    if u.schedule == "cosine":
+        return u.lr * warm * 0.5 * (1 + math.cos(math.pi * i / total))
     return u.lr * warm * u.decay ** sum(i >= m * total for m in u.milestones)
 
 
@@ -274,6 +277,8 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
     scratch = Path(scratch or ROOT / "scratch") / run.profile / run.name
     scratch.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if run.threads:
+        torch.set_num_threads(run.threads)
     try:
         with FileLock(scratch.with_suffix(".lock"), timeout=0):
             results = []

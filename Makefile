@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine:  make repro   and   make test
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+export DVC_NO_ANALYTICS := 1
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: repro test lab clean help
+help:
+	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
+	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make clean   remove .venv and scratch files; results and artifacts stay"
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]}: expected 3.11 to 3.13; choose one with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Stages of one kind do not depend on each other: JOBS of them run side by side, each on one core (one at a time where
+# there is a GPU to share). The last line runs what is left; alone, `dvc repro` does all of it one after the other.
+JOBS ?= $(shell $(PYTHON) -c "import os, shutil; print(1 if shutil.which('nvidia-smi') else os.cpu_count())")
+STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i = NR; i; i--) print a[i]}'
+repro: $(VENV)/.ready
+	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else \
+	$(PY) -m dvc repro -q data && \
+	for kind in train@ evaluate@ notebook-; do \
+	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc repro -s || exit 1; \
+	done && $(PY) -m dvc repro; fi
+
+test: $(VENV)/.ready
+	$(PY) -m pytest
+
+lab: $(VENV)/.ready
+	$(PY) -m jupyterlab --notebook-dir=.
+
+clean:
+	rm -rf $(VENV) scratch *.egg-info

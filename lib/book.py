@@ -1,0 +1,188 @@
+"""The notebooks' side: load runs, record figures and tables under their ids, run notebooks, keep the register.
+
+    python -m lib.book run 05_jempp_results      execute a notebook (papermill) into results/<profile>/05_jempp_results/
+    python -m lib.book register                  merge what they recorded into results/<profile>/artefacts.json
+
+A notebook's folder holds its executed copy, its figures (<id>.png), its tables (<id>.csv and <id>.md) and
+recorded.json. With the quick profile the executed copy is written back to notebooks/, so that a reader sees there
+what this code produces.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from lib import ROOT, data, papers, params
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+class Book:
+    """One notebook at one profile.
+
+    Args:
+        name: the notebook's file name without ending, e.g. '05_jempp_results'.
+        profile: None (the notebooks' default): $EBM_PROFILE, else params.yaml's.
+    """
+
+    def __init__(self, name: str, profile: str | None = None):
+        from lib import plots
+        plots.style()
+        self.name, self.profile = name, params.profile(profile)
+        self.folder = ROOT / "results" / self.profile / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.live = params.scale(self.profile)["live"]          # sizes of what is computed in the notebook itself
+        if threads := params.scale(self.profile)["common"].get("threads"):
+            import torch
+            torch.set_num_threads(threads)
+        self.recorded = {}
+
+    # ------------------------------------------------------------------------------------------ what was trained
+    def run(self, run: str, seed: int | None = None):
+        """A trained run (lib.evaluate.Trained): model, replay buffer, metrics."""
+        from lib.evaluate import load_run
+        return load_run(run, self.profile, seed)
+
+    def split(self, role: str = "primary") -> data.Split:
+        return data.load(self.profile, role)
+
+    def metrics(self, run: str) -> dict:
+        """What lib.evaluate measured: 'seeds' (a list), 'mean', 'sd', 'title', 'data'."""
+        path = ROOT / "results" / self.profile / "metrics" / f"{run}.json"
+        if not path.exists():
+            raise data.DataError(f"{path} is missing: run `dvc repro evaluate@{run}`")
+        return json.loads(path.read_text())
+
+    def curve(self, run: str, seed: int | None = None):
+        """The training curve as a pandas DataFrame (columns: lib.train.COLUMNS)."""
+        import pandas as pd
+        return pd.read_csv(self.run(run, seed).folder / "curve.csv")
+
+    # ------------------------------------------------------------------------------------- what the notebook shows
+    def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
+        """Save a figure under its id and register it; returns the figure, so that the cell shows it."""
+        import matplotlib.pyplot as plt
+        path = self.folder / f"{id}.png"
+        fig.savefig(path, bbox_inches="tight", pil_kwargs={"optimize": True})
+        self._record(id, [path], runs, dataset, stand_in)
+        plt.close(fig)                                      # else the inline backend shows it a second time
+        return fig
+
+    def table(self, id: str, frame, runs=(), dataset: str = "", stand_in: str = "", digits: int = 2):
+        """Save a table as CSV (full precision) and Markdown under its id; returns the rounded frame to display."""
+        path = self.folder / f"{id}.csv"
+        frame.to_csv(path, index=False, lineterminator="\n")
+        shown = frame.map(lambda v: round(v, digits) if isinstance(v, float) else v).astype(object)
+        shown = shown.where(shown.notna(), "–")
+        header = [str(c) for c in shown.columns]
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)]
+        (self.folder / f"{id}.md").write_text("\n".join(lines) + "\n")
+        self._record(id, [path, path.with_suffix(".md")], runs, dataset, stand_in)
+        return shown.style.hide(axis="index").set_properties(**{"text-align": "left"})
+
+    def _record(self, id: str, files, runs, dataset: str, stand_in: str) -> None:
+        if id not in papers.ARTEFACTS:
+            raise KeyError(f"{id!r} is no artefact of the papers; see lib.papers.ARTEFACTS")
+        from lib import train
+        about = papers.ARTEFACTS[id]
+        seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})
+        entry = {"paper": about.paper, "title": about.title, "kind": about.kind, "notebook": self.name,
+                 "files": [str(Path(f).relative_to(ROOT)) for f in files], "runs": list(runs),
+                 "dataset": dataset or (self.split().title if runs else "none: computed in the notebook"),
+                 "seeds": seeds, "commit": train.commit()}
+        if stand_in and self.profile != "paper":
+            entry["stand_in"] = stand_in
+        self.recorded[id] = entry
+        (self.folder / "recorded.json").write_text(json.dumps(self.recorded, indent=1) + "\n")
+
+
+def published(id: str, **columns):
+    """The papers' numbers of a table as a pandas DataFrame, with a column that names their source."""
+    import pandas as pd
+    p = papers.published(id)
+    frame = pd.DataFrame(p.rows, columns=p.columns)
+    frame["source"] = f"{p.source}, {p.dataset}"
+    return frame.rename(columns=columns)
+
+
+def run_notebook(name: str, profile: str | None = None) -> Path:
+    """Execute notebooks/<name>.ipynb with papermill into results/<profile>/<name>/ and, for quick, back in place.
+
+    Raises: papermill's PapermillExecutionError where a cell fails (the notebook in results/ shows it).
+    """
+    import nbformat
+    import papermill
+    profile = params.profile(profile)
+    source = NOTEBOOKS / f"{name}.ipynb"
+    if not source.exists():
+        have = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
+        raise FileNotFoundError(f"no notebook {name!r}; notebooks/ has {have}")
+    out = ROOT / "results" / profile / name / f"{name}.ipynb"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(str(source), str(out), {"profile": profile}, kernel_name="python3", cwd=str(NOTEBOOKS),
+                               progress_bar=False, log_output=False)
+    nb = nbformat.read(out, as_version=4)
+    _tidy(nb)
+    nbformat.write(nb, out)
+    if profile == "quick":
+        shutil.copyfile(out, source)
+    return out
+
+
+def _tidy(nb) -> None:
+    """Drop what papermill adds (times, the injected cell) and what differs between machines, so that a notebook
+    changes only where its content does."""
+    nb.metadata.pop("papermill", None)
+    nb.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nb.metadata["language_info"] = {"name": "python"}
+    nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in nb.cells:
+        for key in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+        if cell.metadata.get("tags") == []:
+            cell.metadata.pop("tags")
+
+
+def register(profile: str | None = None) -> dict:
+    """Merge every notebook's recorded.json into results/<profile>/artefacts.json, with a reason for each id that
+    is not there."""
+    profile = params.profile(profile)
+    folder = ROOT / "results" / profile
+    found = {}
+    for path in sorted(folder.glob("*/recorded.json")):
+        found |= json.loads(path.read_text())
+    notebooks = {p.stem[:2]: p.stem for p in NOTEBOOKS.glob("*.ipynb")}
+    merged = {}
+    for id, about in papers.ARTEFACTS.items():
+        reason = (f"not yet: it belongs to notebook {about.notebook}, which is "
+                  + ("there without it" if about.notebook in notebooks else "still to be written"))
+        merged[id] = found.get(id) or {"paper": about.paper, "title": about.title, "kind": about.kind,
+                                       "notebook": about.notebook, "missing": reason}
+    (folder / "artefacts.json").write_text(json.dumps(merged, indent=1) + "\n")
+    return merged
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run notebooks and keep the register.")
+    sub = parser.add_subparsers(dest="what", required=True)
+    one = sub.add_parser("run")
+    one.add_argument("name")
+    for p in (one, sub.add_parser("register")):
+        p.add_argument("--profile", choices=params.PROFILES)
+    args = parser.parse_args()
+    try:
+        if args.what == "run":
+            print(run_notebook(args.name, args.profile).relative_to(ROOT))
+        else:
+            merged = register(args.profile)
+            print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")
+    except (params.ConfigError, data.DataError, FileNotFoundError) as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Measure a trained run:  python -m lib.evaluate jempp-m10 [--profile quick]
+
+writes results/<profile>/metrics/<run>.json (kept in git), one entry per seed and their mean. The reference
+classifier and the run are read from artifacts/; nothing is trained.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import ROOT, data, metrics, networks, params, train
+from lib.energy import Energy, log_p_y
+
+SHARE = 0.1     # of the buffer, most confident per class: the JEM++ code's protocol (facts: it offers 0.1 and 0.9)
+
+
+@dataclass
+class Trained:
+    """A run as it came out of training: what notebooks and evaluation work with."""
+    run: params.Run
+    seed: int
+    model: networks.Network
+    buffer: torch.Tensor | None          # uint8 (|B|, C, H, W)
+    metrics: dict
+    provenance: dict
+    folder: Path
+
+    def energy(self, y=None) -> Energy:
+        """Its energy, in fp32."""
+        return Energy(self.model, y)
+
+
+def load_run(name: str, profile: str | None = None, seed: int | None = None, device="cpu") -> Trained:
+    """A trained run by name. Raises: data.DataError where it has not been trained."""
+    run = params.run(name, profile)
+    seed = run.seeds[0] if seed is None else seed
+    folder = ROOT / "artifacts" / run.profile / run.name / f"seed{seed}"
+    if not (folder / "weights.pt").exists():
+        raise data.DataError(f"{folder} has no weights: train it with python -m lib.train {name} --profile "
+                             f"{run.profile}, or run dvc repro")
+    split, n = data.load(run.profile, run.data), run.network
+    model = networks.build(n.kind, depth=n.depth, widen=n.widen, norm=n.norm, classes=len(split.classes),
+                           channels=split.shape[0])
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    buffer = folder / "buffer.pt"
+    return Trained(run, seed, model.to(device).eval(), torch.load(buffer, weights_only=True) if buffer.exists() else None,
+                   json.loads((folder / "metrics.json").read_text()),
+                   json.loads((folder / "provenance.json").read_text()), folder)
+
+
+def reference_for(role: str) -> str:
+    """The reference run whose features measure samples of a data role."""
+    return "reference" if role == "primary" else f"reference-{role}"
+
+
+def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
+    """Test accuracy with its bootstrap interval; FD-clf and IS-clf of the buffer, by both protocols, and of
+    fresh p0 draws, all against train + test images (the papers' reference)."""
+    logits = metrics.logits_of(trained.model, split.x_test, trained.run.augment.noise, device=device)
+    hits = (logits.argmax(1) == split.y_test).numpy()
+    low, high = metrics.bootstrap(hits)
+    out = {"accuracy": float(hits.mean()), "accuracy_low": low, "accuracy_high": high, "test_images": len(hits)}
+    if trained.buffer is None:
+        return out
+    real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
+    out["buffer"] = metrics.quality(trained.buffer, reference.model, real, device)
+    own = log_p_y(metrics.logits_of(trained.model, trained.buffer, device=device)).exp().numpy()
+    kept = metrics.most_confident(own.max(1), own.argmax(1), SHARE)
+    if len(kept) >= 10:
+        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device), "share": SHARE}
+    start = train.start_of(trained.run.start.kind, split, "cpu")
+    draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
+    out["start"] = metrics.quality(draws, reference.model, real, device)
+    return out
+
+
+def evaluate(name: str, profile: str | None = None, device: str | None = None) -> dict:
+    """Measure every seed of a run and summarise: mean and standard deviation over seeds of each number."""
+    run = params.run(name, profile)
+    skipped = ROOT / "artifacts" / run.profile / name / "skipped.json"
+    if skipped.exists():
+        return json.loads(skipped.read_text())
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    split = data.load(run.profile, run.data)
+    reference = load_run(reference_for(run.data), run.profile, device=device)
+    seeds = []
+    for seed in run.seeds:
+        trained = load_run(name, run.profile, seed, device)
+        seeds.append({"seed": seed, **{k: trained.metrics[k] for k in ("verdict", "iterations", "planned", "epochs",
+                                                                      "divergences", "seconds", "seconds_per_epoch")},
+                      **measure(trained, reference, split, device)})
+    weights = (reference.folder / "weights.pt").read_bytes()
+    return {"run": name, "title": run.title, "data": split.title, "seeds": seeds, "mean": _over(seeds, np.mean),
+            "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
+            "feature_extractor": hashlib.sha256(weights).hexdigest()[:16], "precision": trained.provenance["precision"]}
+
+
+def _over(dicts: list[dict], how) -> dict:
+    out = {}
+    for key, value in dicts[0].items():
+        if isinstance(value, dict):
+            out[key] = _over([d[key] for d in dicts], how)
+        elif isinstance(value, (int, float)) and key != "seed":
+            out[key] = float(how([d[key] for d in dicts]))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure a trained run.")
+    parser.add_argument("run")
+    parser.add_argument("--profile", choices=params.PROFILES)
+    args = parser.parse_args()
+    try:
+        profile = params.profile(args.profile)
+        result = evaluate(args.run, profile)
+    except (params.ConfigError, data.DataError) as e:
+        sys.exit(f"error: {e}")
+    path = ROOT / "results" / profile / "metrics" / f"{args.run}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result.get("mean", result), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What is measured on a trained run: accuracy and its interval, and the distance of samples to the data.
+
+Inception features mean little on small grey images. There, the Frechet distance and the Inception Score are
+computed on a fixed classifier of this pipeline (run `reference`) and carry other names, FD-clf and IS-clf:
+never compare them with a paper's FID and IS.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import data
+from lib.energy import log_p_y
+
+BATCH = 500
+
+
+@torch.no_grad()
+def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu") -> Tensor:
+    """Logits (n, C) of uint8 images (n, C, H, W), evaluation mode, fp32; input noise as in training (the JEM
+    codes classify noisy test images), from a fixed seed."""
+    model.eval()
+    g = torch.Generator(device).manual_seed(seed)
+    return torch.cat([model(data.with_noise(data.to_range(b.to(device)), noise, g)).cpu() for b in x.split(BATCH)])
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of correct predictions, in [0, 1]. logits (n, C), y (n,)."""
+    return (logits.argmax(1) == y).float().mean().item()
+
+
+def bootstrap(values: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over test images. values (n,), one per image.
+
+    It says how far another test set of this size might move the number; it is not the spread over seeds.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"bootstrap: values of shape {values.shape}; expected at least two numbers in one dimension")
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    means = values[picks].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------- sample quality on our features
+@torch.no_grad()
+def features_of(reference, x: Tensor, device="cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, F) and class probabilities (n, C) of uint8 images under the reference classifier."""
+    reference.eval()
+    feats, probs = [], []
+    for b in x.split(BATCH):
+        h = reference.features(data.to_range(b.to(device)))
+        feats.append(h.cpu())
+        probs.append(log_p_y(reference.head(h)).exp().cpu())
+    return torch.cat(feats).double().numpy(), torch.cat(probs).double().numpy()
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (F,) and covariance (F, F) of features (n, F). Raises: ValueError where n < 2."""
+    if len(features) < 2:
+        raise ValueError(f"moments of {len(features)} feature vectors: at least 2 are needed")
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
+def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), by clean-fid, of two (mean, covariance) pairs.
+
+    With fewer images than feature dimensions a covariance is rank-deficient: clean-fid then adds a small ridge.
+    """
+    from lib import vision  # noqa: F401  (clean-fid imports torchvision: see lib/vision.py)
+    from cleanfid.fid import frechet_distance
+    return float(max(0.0, frechet_distance(a[0], a[1], b[0], b[1])))
+
+
+def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+    """exp E_x KL(p(y|x) || p(y)), mean and standard deviation over splits. probabilities (n, C), rows sum to 1.
+
+    Between 1 and C. Raises: ValueError where there are fewer images than splits.
+    """
+    if len(probabilities) < splits:
+        raise ValueError(f"{len(probabilities)} images for {splits} splits: expected at least one image each")
+    p = np.clip(probabilities, 1e-12, 1)
+    scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in np.array_split(p, splits)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def most_confident(confidence: np.ndarray, predicted: np.ndarray, share: float) -> np.ndarray:
+    """Indices of the `share` most confident images of each predicted class: which part of the buffer the JEM++
+    and SADA-JEM codes measure IS and FID on.
+
+    confidence (n,) in [0, 1], predicted (n,) class indices, share in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share {share}: expected a number in (0, 1]")
+    kept = []
+    for c in np.unique(predicted):
+        own = np.flatnonzero(predicted == c)
+        kept.append(own[np.argsort(-confidence[own], kind="stable")][:max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(kept))
+
+
+def quality(images: Tensor, reference, real: tuple[np.ndarray, np.ndarray], device="cpu") -> dict:
+    """FD-clf to the moments `real`, and IS-clf, of uint8 images, with how many there were."""
+    feats, probs = features_of(reference, images, device)
+    score, spread = inception_score(probs, min(10, max(1, len(images) // 2)))
+    return {"fd_clf": frechet(moments(feats), real), "is_clf": score, "is_clf_sd": spread, "images": len(images)}

@@ -1,0 +1,84 @@
+"""params.yaml and its guard: every mistake ends in one clear line."""
+import copy
+import warnings
+
+import pytest
+
+from lib import params
+
+
+@pytest.fixture
+def tree():
+    return copy.deepcopy(params.load())
+
+
+@pytest.mark.parametrize("profile", params.PROFILES)
+def test_every_run_is_valid_in_every_profile(profile):
+    for name in params.runs():
+        run = params.run(name, profile)
+        assert run.name == name and run.profile == profile
+
+
+def test_the_papers_own_values():
+    run = params.run("jempp-m10", "paper")
+    assert (run.step.M, run.step.N, run.step.alpha, run.step.epsilon) == (10, 5, 0.2, 1.0)
+    assert (run.start.buffer, run.start.reinit, run.update.lr, run.update.epochs) == (10_000, 0.05, 0.1, 150)
+    assert (run.network.depth, run.network.widen, run.network.norm) == (28, 10, "batch")
+    jem = params.run("jem", "paper")
+    assert (jem.step.K, jem.update.optimizer, jem.update.lr, jem.network.norm) == (20, "adam", 1e-4, "none")
+    assert params.data("paper", "third").name == "cifar100"
+
+
+@pytest.mark.parametrize("break_it, says", [
+    (lambda t: t["runs"]["jem"]["update"].update(lrr=1), "runs.jem.update.lrr: unknown key (did you mean 'lr'?)"),
+    (lambda t: t["runs"]["jem"].update(sise="jem"), "runs.jem.sise: unknown key (did you mean 'size'?)"),
+    (lambda t: t["runs"]["jem"]["step"].update(alpha="much"), "runs.jem.step.alpha"),
+    (lambda t: t["runs"]["jem"]["step"].update(K=2.5), "runs.jem.step.K"),
+    (lambda t: t["runs"]["jem"]["step"].pop("K"), "needs ['K']"),
+    (lambda t: t["runs"]["jem"]["step"].update(M=3), "takes no ['M']"),
+    (lambda t: t["runs"]["jem"]["start"].update(reinit=1.5), "runs.jem.start.reinit"),
+    (lambda t: t["runs"]["jem"].pop("start"), "needs both a start and a step"),
+    (lambda t: t["runs"]["jem"].update(size="jam"), "no 'jam' (did you mean 'jem'?)"),
+    (lambda t: t["runs"]["softmax"]["loss"].update(generate=1.0), "needs samples"),
+    (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "exactly one of iterations and epochs"),
+    (lambda t: t["runs"]["jem"].update(update="fast"), "runs.jem"),
+])
+def test_mistakes_are_one_clear_line(tree, break_it, says):
+    for section in ("common", "jem"):                   # the scale would overrule what the test breaks
+        for key in ("lr", "epochs"):
+            tree["scales"]["quick"][section].get("update", {}).pop(key, None)
+    break_it(tree)
+    with pytest.raises(params.ConfigError) as e:
+        params.run("softmax" if "samples" in says else "jem", "quick", tree)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_unknown_names(tree, monkeypatch):
+    with pytest.raises(params.ConfigError, match="did you mean 'softmax'"):
+        params.run("softmx", "quick")
+    monkeypatch.setenv("EBM_PROFILE", "qiuck")
+    with pytest.raises(params.ConfigError, match="'qiuck' is not a profile"):
+        params.profile()
+
+
+def test_missing_or_broken_file(tmp_path):
+    with pytest.raises(params.ConfigError, match="is missing"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1,\nb: 2")
+    with pytest.raises(params.ConfigError, match="is not YAML"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_batch_norm_with_a_uniform_start_is_warned_of(tree):
+    tree["runs"]["jem"]["network"]["norm"] = "batch"
+    with pytest.warns(UserWarning, match="batch norm with a uniform start"):
+        params.run("jem", "quick", tree)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        params.run("jempp-m10", "quick")
+
+
+def test_the_scale_wins_and_a_classifier_gets_no_chain(tree):
+    tree["scales"]["quick"]["common"]["update"]["batch"] = 7
+    run = params.run("softmax", "quick", tree)
+    assert run.update.batch == 7 and run.start is None and run.step is None

@@ -1,0 +1,97 @@
+"""The smoke pipeline, end to end, and every notebook through nbval."""
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lib import ROOT, papers, params
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+pytestmark = pytest.mark.pipeline
+
+
+def dvc(pipeline, *args):
+    home, env, _ = pipeline
+    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_run_was_trained_and_measured(pipeline):
+    home = pipeline[0]
+    for run in params.runs():
+        folder = home / "artifacts" / "smoke" / run / "seed0"
+        for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
+            assert (folder / file).stat().st_size > 0
+        measured = json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text())
+        assert 0 <= measured["mean"]["accuracy_low"] <= measured["mean"]["accuracy"] <= measured["mean"]["accuracy_high"] <= 1
+
+
+def test_the_register_is_whole_and_its_files_exist(pipeline):
+    home = pipeline[0]
+    register = json.loads((home / "results" / "smoke" / "artefacts.json").read_text())
+    assert list(register) == list(papers.ARTEFACTS)
+    for id, entry in register.items():
+        assert ("missing" in entry) != bool(entry.get("files")), id
+        for file in entry.get("files", ()):
+            assert (home / file).stat().st_size > 0, f"{id}: {file}"
+
+
+def test_a_second_repro_does_nothing(pipeline):
+    out = dvc(pipeline, "repro")
+    assert "Running stage" not in out and "up to date" in out
+
+
+def test_editing_another_profile_invalidates_nothing(pipeline):
+    home = pipeline[0]
+    path = home / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"))
+    assert path.read_text() != before
+    try:
+        stale = [line for line in dvc(pipeline, "repro", "--dry").splitlines() if "Running stage" in line]
+        assert all("notebook-00" in line for line in stale), stale      # the map shows all profiles' sizes
+    finally:
+        path.write_text(before)
+
+
+def test_metrics_and_plots_show(pipeline):
+    assert "jempp-m10.json" in dvc(pipeline, "metrics", "show")
+    assert "file://" in dvc(pipeline, "plots", "show")
+
+
+def test_changing_prose_reruns_that_notebook_alone(pipeline):
+    home = pipeline[0]
+    path = home / "notebooks" / "01_energies_in_2d.ipynb"
+    before = path.read_text()
+    nb = json.loads(before)
+    nb["cells"][0]["source"] += "\nAnother sentence." if isinstance(nb["cells"][0]["source"], str) else ["\nmore"]
+    path.write_text(json.dumps(nb))
+    try:
+        stale = re.findall(r"Running stage '([^']+)'", dvc(pipeline, "repro", "--dry"))
+        assert stale == ["notebook-01"], stale
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_has_what_a_reader_needs(path):
+    nb = json.loads(path.read_text())
+    code = [c for c in nb["cells"] if c["cell_type"] == "code"]
+    compared = [c for c in code if "".join(c["source"]).startswith("# NBVAL_CHECK_OUTPUT")]
+    assert len(compared) >= 3, "at least three cells whose output nbval compares"
+    assert all(c["outputs"] for c in compared), "a notebook that was never executed compares nothing"
+    assert any("parameters" in c["metadata"].get("tags", []) for c in code)
+    assert max(len("".join(c["source"]).splitlines()) for c in code) <= 24
+    assert not [o for c in code for o in c["outputs"] if o.get("output_type") == "error"]
+    assert "/work" not in path.read_text() and "/root" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_through_nbval(pipeline, path):
+    home, env, _ = pipeline
+    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-p",
+                           "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]

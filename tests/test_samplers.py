@@ -1,0 +1,89 @@
+"""Samplers against known densities, and PYLD's closed form against its loop."""
+import pytest
+import torch
+from torch import nn
+
+from lib import samplers
+from lib.energy import Energy
+from lib.networks import MLP
+
+A = torch.tensor([[2.0, 0.6], [0.6, 1.0]])          # precision matrix of a 2D Gaussian
+
+
+def quadratic(x):
+    return 0.5 * ((x - 1) @ A * (x - 1)).sum(1)
+
+
+def test_langevin_moments_of_a_gaussian(rng):
+    x = torch.zeros(20_000, 2)
+    alpha = 0.05
+    x = samplers.last(samplers.sgld(quadratic, x, K=400, alpha=alpha, noise=(2 * alpha) ** 0.5, generator=rng))
+    # the unadjusted chain's own covariance: (A (I - alpha A / 2))^-1, which tends to A^-1
+    exact = torch.linalg.inv(A @ (torch.eye(2) - alpha * A / 2))
+    assert torch.allclose(x.mean(0), torch.ones(2), atol=0.03)
+    assert torch.allclose(torch.cov(x.T), exact, atol=0.03)
+
+
+def test_descent_without_noise_finds_the_minimum():
+    x = samplers.last(samplers.sgld(quadratic, torch.randn(10, 2), K=200, alpha=0.3))
+    assert torch.allclose(x, torch.ones(10, 2), atol=1e-4)
+
+
+def test_proximal_step_is_bounded(wrn):
+    E = Energy(wrn.float())
+    x = torch.zeros(4, 1, 8, 8)
+    with torch.no_grad():
+        wrn.head.weight.mul_(1e4)                   # a steep energy
+    y = samplers.last(samplers.proximal_sgld(E, x, K=1, alpha=0.5, epsilon=0.1))
+    assert (y - x).abs().max() <= 0.5 * 0.1 + 1e-7
+    free = samplers.last(samplers.sgld(E, x, K=1, alpha=0.5))
+    assert (free - x).abs().max() > 0.5 * 0.1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_pyld_closed_form_equals_the_loop_where_the_first_layer_is_linear(wrn, noise):
+    with torch.no_grad():
+        wrn.head.weight.mul_(30)                    # gradients that reach both the clamp and the box
+    E, x = Energy(wrn.float()), torch.rand(6, 1, 8, 8) * 2 - 1
+    ends = [samplers.last(samplers.pyld(E, x, M=4, N=5, alpha=0.2, epsilon=1.0, noise=noise, closed_form=closed,
+                                        generator=torch.Generator().manual_seed(1))) for closed in (True, False)]
+    assert torch.allclose(*ends, atol=1e-5)
+    assert (ends[0].abs() == 1).any() and (ends[0].abs() < 1).any()
+
+
+def test_pyld_is_its_own_sampler_where_the_first_block_is_not():
+    torch.manual_seed(0)
+    net = MLP(2, 3, 32)
+    net.first = nn.Sequential(nn.Linear(2, 32), nn.Tanh())
+    with torch.no_grad():
+        net.first[0].weight.mul_(5)
+        net.head.weight.mul_(20)
+    E, x = Energy(net), torch.rand(8, 2)
+    run = dict(M=5, N=5, alpha=0.2, epsilon=1.0, clip=None)
+    loop = samplers.last(samplers.pyld(E, x, **run))
+    long = samplers.last(samplers.proximal_sgld(E, x, K=5, alpha=1.0, epsilon=1.0, clip=None))
+    assert (loop - long).abs().max() > 1e-3
+
+
+def test_a_start_outside_the_box_takes_the_loop(wrn):
+    E, x = Energy(wrn.float()), torch.full((2, 1, 8, 8), 1.5)
+    a, b = (samplers.last(samplers.pyld(E, x, M=1, N=3, alpha=0.2, closed_form=c)) for c in (True, False))
+    assert torch.equal(a, b)
+
+
+def test_chains_yield_every_step_and_stay_in_the_box(wrn, rng):
+    E = Energy(wrn.float())
+    states = list(samplers.proximal_sgld(E, torch.zeros(2, 1, 8, 8), K=7, alpha=1.0, noise=2.0, generator=rng))
+    assert len(states) == 7 and all(s.abs().max() <= 1 for s in states)
+
+
+def test_an_empty_chain_says_so():
+    with pytest.raises(ValueError, match="no steps"):
+        samplers.last(samplers.sgld(quadratic, torch.zeros(1, 2), K=0, alpha=0.1))
+
+
+def test_one_generator_seed_one_chain():
+    def chain(seed):
+        return samplers.last(samplers.sgld(quadratic, torch.zeros(3, 2), K=5, alpha=0.1, noise=0.5,
+                                           generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(chain(3), chain(3)) and not torch.equal(chain(3), chain(4))

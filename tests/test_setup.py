@@ -1,0 +1,77 @@
+"""The ground: pins, environment file and package agree; what the README promises exists."""
+import re
+import tomllib
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from lib import ROOT
+
+
+def pins():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    found = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line).groups()
+                 for line in lines if line and not line.startswith("#"))
+    return {re.sub(r"[-_.]+", "-", k).lower(): v for k, v in found.items()}
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in project["dependencies"]:
+        need = Requirement(line)
+        pinned = pins().get(re.sub(r"[-_.]+", "-", need.name).lower())
+        assert pinned and need.specifier.contains(Version(pinned)), f"{line}: requirements.txt has {pinned}"
+
+
+def test_conda_installs_the_same_pins():
+    env = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(d for d in env["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Requirement(f"x{project['requires-python']}").specifier.contains(Version(python.split("=")[1]))
+    pip = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
+    assert pip[0] == "-r requirements.txt", "one list of versions, for pip and for conda"
+
+
+def test_the_installed_versions_are_the_pins():
+    from importlib.metadata import PackageNotFoundError, version
+    wrong = {}
+    for name in ("torch", "dvc", "papermill", "nbval", "seaborn", "scikit-learn", "clean-fid", "scipy", "pydantic"):
+        try:
+            have = version(name).split("+")[0]
+        except PackageNotFoundError:
+            have = "absent"
+        if have != pins()[name]:
+            wrong[name] = have
+    # a GPU machine may bring its own torch: only the rest must be exact
+    wrong.pop("torch", None)
+    assert not wrong, f"not the pinned versions: {wrong}; run pip install -r requirements.txt"
+
+
+def test_torchvision_imports_beside_any_torch():
+    from lib import vision
+    assert vision.torchvision.__version__ and vision.datasets.FashionMNIST.resources
+
+
+def test_imports_point_one_way():
+    """params, data, networks -> energy -> inits, samplers, buffer, losses -> train -> metrics, plots -> book."""
+    rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "inits": 2, "samplers": 2, "buffer": 2,
+            "losses": 2, "checkpoint": 2, "data": 3, "train": 4, "attacks": 4, "metrics": 4, "uncertainty": 5, "plots": 4,
+            "evaluate": 5, "book": 6}
+    for path in (ROOT / "lib").glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        assert path.stem in rank, f"{path.name}: give it a place in the order"
+        text = path.read_text()
+        used = set(re.findall(r"from lib\.(\w+) import", text))
+        for group in re.findall(r"from lib import ([\w, ]+)", text):
+            used |= {u.strip() for u in group.split(",")} - {"ROOT"}
+        for other in used & rank.keys():
+            assert rank[other] <= rank[path.stem], f"{path.name} imports lib.{other}, which comes after it"
+
+
+def test_no_large_file_is_tracked():
+    import subprocess
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    big = {f: (ROOT / f).stat().st_size for f in listed if f and (ROOT / f).exists() and (ROOT / f).stat().st_size > 6e6}
+    assert not big

@@ -1,0 +1,158 @@
+"""The training loop: repeatable, resumable to the bit, honest about divergence."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from lib import ROOT, data, params, train
+
+
+def configure(name="jempp-m5", **update):
+    """A smoke run of 12 iterations with a checkpoint every 3."""
+    run = params.run(name, "smoke")
+    u = run.update.model_copy(update={"iterations": 12, **update})
+    return run.model_copy(update={"update": u, "checkpoint_every": 3, "precision": "fp32"})
+
+
+def weights(trainer):
+    return torch.cat([v.flatten().float() for v in trainer.model.state_dict().values()])
+
+
+def fit(run, split, tmp_path, name, seed=0, **kw):
+    trainer = train.Trainer(run, split, seed)
+    return trainer, train.fit(trainer, tmp_path / name, tmp_path / f"{name}-scratch", **kw)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return data.prepare(params.data("smoke", "primary"))
+
+
+@pytest.mark.parametrize("name", ["softmax", "jem", "jempp-m5"])
+def test_two_runs_with_one_seed_are_identical(name, split, tmp_path):
+    (a, m), (b, _), (c, _) = (fit(configure(name), split, tmp_path, f"r{i}", seed=s) for i, s in enumerate((0, 0, 1)))
+    assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
+    assert m["verdict"] == "finished" and m["iterations"] == 12
+    if a.buffer:
+        assert torch.equal(a.buffer.images, b.buffer.images)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["jem", "jempp-m5"])
+def test_an_interrupted_run_resumes_to_the_bit(name, split, tmp_path):
+    run = configure(name)
+    whole, _ = fit(run, split, tmp_path, "whole")
+
+    def stop(trainer, row):
+        if trainer.iteration == 8:                     # after the checkpoint of iteration 6
+            raise Interrupted
+    with pytest.raises(Interrupted):
+        fit(run, split, tmp_path, "halved", on_log=stop)
+    halved, metrics = fit(run, split, tmp_path, "halved")
+    assert torch.equal(weights(whole), weights(halved)) and torch.equal(whole.buffer.images, halved.buffer.images)
+    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text().splitlines()]
+              for d in ("whole", "halved")]
+    assert curves[0] == curves[1], "all but the seconds"
+
+
+def test_sigkill_in_the_middle_gives_the_same_weights(tmp_path):
+    """The real thing: a process, SIGKILL, the same command again."""
+    home = tmp_path / "project"
+    home.mkdir()
+    for name in ("lib", "data"):
+        (home / name).symlink_to(ROOT / name)
+    text = (ROOT / "params.yaml").read_text().replace("iterations: 6,", "iterations: 60,", 1)
+    (home / "params.yaml").write_text(text.replace("checkpoint_every: 3", "checkpoint_every: 10", 1))
+    env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke"}
+    # lib is a link: anchor the project's root at the copy
+    code = ("import sys, pathlib, lib; lib.ROOT = pathlib.Path({home!r})\n"
+            "from lib import data, train, params\n"
+            "path = data.path_of('smoke', 'primary'); path.parent.mkdir(parents=True, exist_ok=True)\n"
+            "data.save(data.prepare(params.data('smoke', 'primary')), path)\n"
+            "train.train(params.run('jempp-m10', 'smoke'), 'cpu', pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+            ).format(home=str(home))
+
+    def start(out):
+        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path / out), str(tmp_path / f"{out}-scratch")],
+                                env=env, stderr=subprocess.PIPE, cwd=home)
+    whole = start("whole")
+    assert whole.wait(120) == 0, whole.stderr.read().decode()[-2000:]
+    victim, began = start("killed"), time.time()
+    scratch = tmp_path / "killed-scratch"
+    while len(list(scratch.rglob("*.pt"))) < 2 or not max(p.stem for p in scratch.rglob("*.pt")) >= "00000020":
+        assert victim.poll() is None, "ended before it could be killed"
+        assert time.time() - began < 120
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    again = start("killed")
+    err = again.stderr.read().decode()
+    assert again.wait(120) == 0 and "resumed at iteration" in err, err[-2000:]
+    for file in ("weights.pt", "buffer.pt"):
+        a, b = (torch.load(tmp_path / d / "smoke" / "jempp-m10" / "seed0" / file, weights_only=True)
+                for d in ("whole", "killed"))
+        if isinstance(a, dict):
+            assert all(torch.equal(a[k], b[k]) for k in a)
+        else:
+            assert torch.equal(a, b)
+
+
+def test_a_diverging_run_is_a_result(split, tmp_path):
+    run = configure("jempp-m5", lr=1e12, warmup=0)
+    trainer, m = fit(run, split, tmp_path, "wild")
+    assert m["verdict"].startswith("diverged at iteration") and m["divergences"]
+    assert torch.isfinite(weights(trainer)).all(), "the last healthy checkpoint's weights are published"
+    assert json.loads((tmp_path / "wild" / "metrics.json").read_text()) == m
+
+
+def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
+    run = configure("jempp-m5").model_copy(update={"rollbacks": 2})
+    trainer, calls = train.Trainer(run, split, 0), []
+    real = trainer.step
+
+    def step():                                        # one bad update at iteration 7, the first time only
+        row = real()
+        if trainer.iteration == 7 and not calls:
+            calls.append(1)
+            row["loss"] = torch.tensor(float("nan"))
+        return row
+    trainer.step = step
+    m = train.fit(trainer, tmp_path / "a", tmp_path / "s")
+    assert m["verdict"] == "finished" and m["divergences"] == [7] and m["iterations"] == 12
+
+
+def test_schedules():
+    u = configure().update.model_copy(update={"warmup": 10, "milestones": (0.5, 0.75), "decay": 0.1, "lr": 1.0})
+    rates = [train.learning_rate(u, i, 100) for i in (0, 4, 9, 49, 50, 75)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.01])
+    cosine = u.model_copy(update={"schedule": "cosine", "warmup": 0})
+    assert train.learning_rate(cosine, 50, 100) == pytest.approx(0.5)
+    assert train.learning_rate(cosine, 100, 100) == pytest.approx(0)
+
+
+def test_a_second_trainer_of_the_same_run_is_refused(tmp_path, monkeypatch, split):
+    from filelock import FileLock
+    monkeypatch.setattr(data, "load", lambda *a: split)
+    (tmp_path / "smoke").mkdir()
+    with FileLock(tmp_path / "smoke" / "softmax.lock"):
+        with pytest.raises(RuntimeError, match="being trained by another process"):
+            train.train(params.run("softmax", "smoke"), "cpu", tmp_path / "out", tmp_path)
+
+
+def test_changed_parameters_do_not_resume_the_old_state():
+    a, b = configure(), configure(lr=0.05)
+    assert train.fingerprint(a) != train.fingerprint(b) and train.fingerprint(a) == train.fingerprint(configure())
+
+
+def test_command_line_says_what_is_wrong():
+    done = subprocess.run([sys.executable, "-m", "lib.train", "jempp-m99", "--profile", "smoke"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.startswith("error: runs: no 'jempp-m99'")
