@@ -26,7 +26,7 @@ STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i =
 repro: $(VENV)/.ready
 	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else \
 	$(PY) -m dvc repro -q data && \
-	for kind in train@ evaluate@ notebook-; do \
+	for kind in train@ evaluate@ apply@ notebook-; do \
 	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc repro -s || exit 1; \
 	done && $(PY) -m dvc repro; fi
 

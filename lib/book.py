@@ -51,9 +51,16 @@ class Book:
 
     def metrics(self, run: str) -> dict:
         """What lib.evaluate measured: 'seeds' (a list), 'mean', 'sd', 'title', 'data'."""
-        path = ROOT / "results" / self.profile / "metrics" / f"{run}.json"
+        return self._measured("metrics", run, "evaluate")
+
+    def applications(self, run: str) -> dict:
+        """What lib.applications measured: 'robustness', 'ood', 'title', 'data'."""
+        return self._measured("applications", run, "apply")
+
+    def _measured(self, folder: str, run: str, stage: str) -> dict:
+        path = ROOT / "results" / self.profile / folder / f"{run}.json"
         if not path.exists():
-            raise data.DataError(f"{path} is missing: run `dvc repro evaluate@{run}`")
+            raise data.DataError(f"{path} is missing: run `dvc repro {stage}@{run}`")
         return json.loads(path.read_text())
 
     def curve(self, run: str, seed: int | None = None):
@@ -82,7 +89,7 @@ class Book:
         lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)]
         (self.folder / f"{id}.md").write_text("\n".join(lines) + "\n")
         self._record(id, [path, path.with_suffix(".md")], runs, dataset, stand_in)
-        return shown.style.hide(axis="index").set_properties(**{"text-align": "left"})
+        return shown.style.set_uuid(id).hide(axis="index").set_properties(**{"text-align": "left"})
 
     def _record(self, id: str, files, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:

@@ -6,6 +6,7 @@ classifier and the run are read from artifacts/; nothing is trained.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import ROOT, data, metrics, networks, params, train
+from lib import ROOT, data, metrics, networks, params, train, uncertainty
 from lib.energy import Energy, log_p_y
 
 SHARE = 0.1     # of the buffer, most confident per class: the JEM++ code's protocol (facts: it offers 0.1 and 0.9)
@@ -55,11 +56,6 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
                    json.loads((folder / "provenance.json").read_text()), folder)
 
 
-def reference_for(role: str) -> str:
-    """The reference run whose features measure samples of a data role."""
-    return "reference" if role == "primary" else f"reference-{role}"
-
-
 def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
     """Test accuracy with its bootstrap interval; FD-clf and IS-clf of the buffer, by both protocols, and of
     fresh p0 draws, all against train + test images (the papers' reference)."""
@@ -67,6 +63,7 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     hits = (logits.argmax(1) == split.y_test).numpy()
     low, high = metrics.bootstrap(hits)
     out = {"accuracy": float(hits.mean()), "accuracy_low": low, "accuracy_high": high, "test_images": len(hits)}
+    out["calibration"] = calibration(logits, split.y_test)
     if trained.buffer is None:
         return out
     real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
@@ -78,7 +75,29 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     start = train.start_of(trained.run.start.kind, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
     out["start"] = metrics.quality(draws, reference.model, real, device)
+    if folders := sorted(trained.folder.glob("snapshots/*")):
+        out["snapshots"] = [along(trained, f, reference, split, real, device) for f in folders]
     return out
+
+
+def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
+    """ECE with 20 bins and its bootstrap interval, and the reliability diagram (null where a bin is empty)."""
+    sure, hit = log_p_y(logits).exp().amax(1).clamp(0, 1).numpy(), (logits.argmax(1) == y).numpy()
+    low, high = uncertainty.bootstrap_statistic(uncertainty.ece, sure, hit, paired=True)
+    r = uncertainty.reliability(sure, hit)
+    nones = {k: [None if v != v else float(v) for v in getattr(r, k)] for k in ("confidence", "accuracy")}
+    return {"ece": uncertainty.ece(sure, hit), "ece_low": low, "ece_high": high, "count": r.count.tolist(), **nones}
+
+
+def along(trained: Trained, folder: Path, reference: Trained, split: data.Split, real, device) -> dict:
+    """Accuracy and sample quality of a snapshot taken during training (JEM++ Figure 6)."""
+    model = copy.deepcopy(trained.model)
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    logits = metrics.logits_of(model, split.x_test, trained.run.augment.noise, device=device)
+    found = {"iteration": int(folder.name), "accuracy": metrics.accuracy(logits, split.y_test)}
+    if (folder / "buffer.pt").exists():
+        found |= metrics.quality(torch.load(folder / "buffer.pt", weights_only=True), reference.model, real, device)
+    return found
 
 
 def evaluate(name: str, profile: str | None = None, device: str | None = None) -> dict:
@@ -91,7 +110,7 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
     if run.threads:
         torch.set_num_threads(run.threads)
     split = data.load(run.profile, run.data)
-    reference = load_run(reference_for(run.data), run.profile, device=device)
+    reference = load_run(run.reference, run.profile, device=device)
     seeds = []
     for seed in run.seeds:
         trained = load_run(name, run.profile, seed, device)

@@ -102,6 +102,13 @@ class Step(Section):
         return own
 
 
+class Adversary(Section):
+    """Adversarial training (Madry et al. 2018): the classifier sees PGD images in place of clean ones."""
+    norm: Literal["linf", "l2"] = "linf"
+    radius: Positive                                    # 255ths of the [0, 1] range, as the papers count
+    steps: Count
+
+
 class Loss(Section):
     classify: Weight = 1.0                              # weight of -log p(y|x)
     generate: Weight = 1.0                              # weight of -log p(x)
@@ -141,7 +148,9 @@ class Run(Section):
     start: Start | None = None
     step: Step | None = None
     loss: Loss = Loss()
+    adversary: Adversary | None = None
     update: Update
+    reference: str = "reference"                        # the run whose features measure this one's samples
     seeds: tuple[int, ...] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     threads: Count | None = None                        # CPU threads of one run; None: torch's own choice
@@ -155,6 +164,8 @@ class Run(Section):
     def _consistent(self):
         if (self.start is None) != (self.step is None):
             raise ValueError("a chain needs both a start and a step; a classifier has neither")
+        if self.adversary and self.step:
+            raise ValueError("adversary is for classifiers: an energy-based run makes its own negative images")
         if self.step is None and self.loss.generate:
             raise ValueError("loss.generate > 0 needs samples: give start and step, or generate: 0")
         if self.start and self.start.kind == "uniform" and self.network.norm == "batch":

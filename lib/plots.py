@@ -160,9 +160,15 @@ def bars_with_intervals(labels, values, lows, highs, ylabel: str, ax=None, colou
 def maps(panels: list[dict], width: float = 4.6, **common) -> plt.Figure:
     """A row of `energy_map`s: one dict of its arguments per panel; `common` holds for all. The figure is closed,
     so that a cell ending in it shows it once."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), width * 0.86), squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), width * 0.8), squeeze=False)
     for ax, panel in zip(axes[0], panels):
         energy_map(ax=ax, **{**common, **panel})
+        sets = len({**common, **panel}.get("points") or {})
+        if sets:                                            # one set needs no name; several are named below the map
+            ax.get_legend().remove()
+        if sets > 1:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=sets, markerscale=2.5, facecolor="0.85",
+                      frameon=True, fontsize="small")
     plt.close(fig)
     return fig
 
@@ -171,12 +177,13 @@ def step_sizes(alphas, measured, target: float, limit: float, paths: dict) -> pl
     """The unadjusted Langevin chain on a quadratic. Left: stationary variance along the stiffest direction against
     alpha / limit, closed form target / (1 - alpha / limit) and measured dots. Right: paths label -> (K,), one chain each."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    u = np.linspace(0, 0.97, 200)
+    u = np.linspace(0, 0.95, 200)
     left.plot(u, target / (1 - u), color=PALETTE[0], lw=2, label="closed form")
     left.plot(np.asarray(alphas) / limit, measured, "o", color=PALETTE[3], ms=7, label="measured")
     left.axhline(target, color="grey", ls="--", lw=1.5, label="true variance")
     left.axvline(1, color="black", ls=":", lw=1.5, label="stability limit")
-    left.set(xlabel=r"step size $\alpha\,/\,(2/\lambda_{\max})$", ylabel="stationary variance", yscale="log")
+    left.set(xlabel=r"step size $\alpha\,/\,(2/\lambda_{\max})$", ylabel="stationary variance", ylim=(0, 13 * target),
+             title="variance, stiffest direction")
     left.legend(loc="upper left")
     for i, (name, path) in enumerate(paths.items()):
         right.plot(np.abs(path) + 1e-3, lw=1.5, color=PALETTE[i], label=name)
@@ -202,7 +209,7 @@ def loss_and_likelihood(losses, nll, floor: float) -> plt.Figure:
     left.plot(losses, color=PALETTE[0], lw=0.8)
     left.axhline(0, color="black", lw=1)
     left.set(xlabel="iteration", ylabel="contrastive loss", title="what the optimiser is given")
-    right.plot(*np.asarray(nll).T, color=PALETTE[2], lw=2, label="exact NLL (quadrature)")
+    right.plot(*np.asarray(nll).T, color=PALETTE[0], lw=2, label="exact NLL (quadrature)")
     right.axhline(floor, color="black", ls="--", lw=1.5, label="entropy of the data")
     right.set(xlabel="iteration", ylabel="nats", title="what it minimises")
     right.legend(loc="upper right")

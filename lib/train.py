@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, checkpoint, data, inits, losses, networks, params, samplers
+from lib import ROOT, attacks, checkpoint, data, inits, losses, networks, params, samplers
 from lib.buffer import ReplayBuffer
 from lib.energy import Energy, energy
 
@@ -72,6 +72,8 @@ class Trainer:
         self.model.train()
         x, y = self.stream(self.iteration, self.noise)
         x_minus = self.sample() if self.run.step else None
+        if self.run.adversary:
+            x = self.attack(x, y)
         self.optimizer.zero_grad()
         loss, numbers = self.loss(x, y, x_minus)
         loss.backward()
@@ -87,6 +89,15 @@ class Trainer:
         x_minus = samplers.last(samplers.sample(self.energy, x0, self.run.step, self.noise))
         self.buffer.put(index, x_minus)
         return x_minus
+
+    def attack(self, x: Tensor, y: Tensor) -> Tensor:
+        """The batch moved by PGD (Madry et al. 2018), batch norm by its running statistics meanwhile."""
+        a = self.run.adversary
+        self.model.eval()
+        x = attacks.pgd(self.energy.logits, x.clamp(-1, 1), y, epsilon=2 * a.radius / 255, norm=a.norm, steps=a.steps,
+                        generator=self.rng)
+        self.model.train()
+        return x
 
     def loss(self, x: Tensor, y: Tensor, x_minus: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss; one forward of the real batch serves p(y|x) and p(x). The real batch comes last, so

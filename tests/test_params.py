@@ -42,6 +42,7 @@ def test_the_papers_own_values():
     (lambda t: t["runs"]["softmax"]["loss"].update(generate=1.0), "needs samples"),
     (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "exactly one of iterations and epochs"),
     (lambda t: t["runs"]["jem"].update(update="fast"), "runs.jem"),
+    (lambda t: t["runs"]["jem"].update(adversary={"radius": 8, "steps": 7}), "adversary is for classifiers"),
 ])
 def test_mistakes_are_one_clear_line(tree, break_it, says):
     for section in ("common", "jem"):                   # the scale would overrule what the test breaks

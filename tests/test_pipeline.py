@@ -22,6 +22,9 @@ def dvc(pipeline, *args):
 def test_every_run_was_trained_and_measured(pipeline):
     home = pipeline[0]
     for run in params.runs():
+        if params.data("smoke", params.run(run, "smoke").data) is None:         # a role of the paper profile only
+            assert "skipped" in json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text())
+            continue
         folder = home / "artifacts" / "smoke" / run / "seed0"
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
             assert (folder / file).stat().st_size > 0

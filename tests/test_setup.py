@@ -56,8 +56,8 @@ def test_torchvision_imports_beside_any_torch():
 def test_imports_point_one_way():
     """params, data, networks -> energy -> inits, samplers, buffer, losses -> train -> metrics, plots -> book."""
     rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "inits": 2, "samplers": 2, "buffer": 2,
-            "losses": 2, "checkpoint": 2, "data": 3, "train": 4, "attacks": 4, "metrics": 4, "uncertainty": 5, "plots": 4,
-            "evaluate": 5, "book": 6}
+            "losses": 2, "checkpoint": 2, "data": 3, "attacks": 4, "train": 5, "metrics": 5, "uncertainty": 6, "plots": 5,
+            "evaluate": 7, "applications": 8, "book": 9}
     for path in (ROOT / "lib").glob("*.py"):
         if path.stem == "__init__":
             continue

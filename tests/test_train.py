@@ -129,6 +129,24 @@ def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
     assert m["verdict"] == "finished" and m["divergences"] == [7] and m["iterations"] == 12
 
 
+def test_adversarial_training_trains_on_moved_images(split, tmp_path):
+    run = configure("softmax-pgd")
+    trainer = train.Trainer(run, split, 0)
+    x, y = trainer.stream(0, trainer.noise)
+    moved = trainer.attack(x, y)
+    radius = 2 * run.adversary.radius / 255
+    assert 0.5 * radius < (moved - x.clamp(-1, 1)).abs().max() <= radius + 1e-6 and trainer.model.training
+    plain = train.Trainer(run.model_copy(update={"adversary": None}), split, 0)
+    assert not torch.equal(*(t.step()["loss"] for t in (trainer, plain)))
+
+
+def test_snapshots_are_kept_along_the_way(split, tmp_path):
+    run = configure("jempp-m10").model_copy(update={"snapshots": 4})
+    fit(run, split, tmp_path, "a")
+    assert sorted(p.name for p in (tmp_path / "a" / "snapshots").iterdir()) == [f"{i:08d}" for i in (3, 6, 9, 12)]
+    assert (tmp_path / "a" / "snapshots" / "00000003" / "buffer.pt").exists()
+
+
 def test_schedules():
     u = configure().update.model_copy(update={"warmup": 10, "milestones": (0.5, 0.75), "decay": 0.1, "lr": 1.0})
     rates = [train.learning_rate(u, i, 100) for i in (0, 4, 9, 49, 50, 75)]

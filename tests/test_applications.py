@@ -1,0 +1,37 @@
+"""Out-of-distribution sets and the summary of a classifier's side benefits."""
+import numpy as np
+import pytest
+import torch
+
+from lib import applications, data, params
+from lib.networks import WideResNet
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    splits = {role: data.prepare(params.data("smoke", role)) for role in ("primary", "second")}
+    monkeypatch.setattr(data, "load", lambda profile, role="primary": splits[role])
+    return splits
+
+
+def test_ood_sets_fit_the_data_and_are_not_the_data(prepared):
+    sets = applications.ood_sets("smoke", "primary", 40)
+    assert list(sets) == ["MNIST", "Interpolated", "Dead leaves", "Uniform noise"]
+    own = {x.numpy().tobytes() for x in prepared["primary"].x_train} | {x.numpy().tobytes() for x in prepared["primary"].x_test}
+    for name, x in sets.items():
+        assert x.shape == (40, 1, 8, 8) and x.dtype == torch.uint8, name
+        assert not own & {i.numpy().tobytes() for i in x}, name
+
+
+def test_detection_and_robustness_have_the_promised_form(prepared):
+    torch.manual_seed(0)
+    model, split = WideResNet(10, 1, channels=1).eval(), prepared["primary"]
+    d = applications.detection(model, split.x_test, applications.ood_sets("smoke", "primary", 30))
+    for scores in d["auroc"].values():
+        for s in scores.values():
+            assert 0 <= s["low"] <= s["value"] <= s["high"] <= 1
+    assert all(sum(c) == n for c, n in zip(d["histogram"]["count"].values(), d["images"].values()))
+    r = applications.robustness(model, split.x_test[:20], split.y_test[:20], {"steps": 2, "linf": [0, 8], "l2": [0]})
+    clean = (model(data.to_range(split.x_test[:20])).argmax(1) == split.y_test[:20]).float().mean().item()
+    assert r["linf"]["accuracy"][0] == pytest.approx(clean) == r["l2"]["accuracy"][0]
+    assert np.all(np.array(r["linf"]["low"]) <= r["linf"]["accuracy"])
