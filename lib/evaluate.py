@@ -19,7 +19,8 @@ import torch
 from lib import ROOT, data, metrics, networks, params, train, uncertainty
 from lib.energy import Energy, log_p_y
 
-SHARE = 0.1     # of the buffer, most confident per class: the JEM++ code's protocol (facts: it offers 0.1 and 0.9)
+SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
+RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
 
 
 @dataclass
@@ -67,11 +68,11 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     if trained.buffer is None:
         return out
     real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
-    out["buffer"] = metrics.quality(trained.buffer, reference.model, real, device)
+    out["buffer"] = metrics.quality(trained.buffer, reference.model, real, device, RESAMPLES)
     own = log_p_y(metrics.logits_of(trained.model, trained.buffer, device=device)).exp().numpy()
     kept = metrics.most_confident(own.max(1), own.argmax(1), SHARE)
     if len(kept) >= 10:
-        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device), "share": SHARE}
+        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device, RESAMPLES), "share": SHARE}
     start = train.start_of(trained.run.start.kind, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
     out["start"] = metrics.quality(draws, reference.model, real, device)

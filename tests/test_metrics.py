@@ -23,6 +23,19 @@ def test_moments_and_their_lower_limit():
         metrics.moments(f[:1])
 
 
+def test_frechet_interval_covers_the_known_distance():
+    g = np.random.default_rng(0)
+    real = (np.zeros(4), np.eye(4))
+    truth, hits = 1.0, 0                                   # |mu|^2 = 1, equal covariances
+    for _ in range(20):
+        f = g.normal(size=(300, 4)) + np.array([1.0, 0, 0, 0])
+        value = metrics.frechet(metrics.moments(f), real)
+        low, high = metrics.frechet_interval(f, real, value)
+        hits += low <= truth <= high
+        assert low < high
+    assert hits >= 16, "a 95 % interval from 30 resamples"
+
+
 def test_inception_score_of_known_predictions():
     certain = np.eye(10)[np.arange(100) % 10]
     assert metrics.inception_score(certain, 10)[0] == pytest.approx(10, rel=1e-6)      # sharp and even: C
