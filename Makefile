@@ -5,11 +5,12 @@ PY     := $(VENV)/bin/python
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lab clean help
+.PHONY: repro test lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
 	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make book    the notebooks, as saved, as HTML pages in results/book/"
 	@echo "make clean   remove .venv and scratch files; results and artifacts stay"
 
 $(VENV)/.ready: requirements.txt pyproject.toml
@@ -25,7 +26,7 @@ JOBS ?= $(shell $(PYTHON) -c "import os, shutil; print(1 if shutil.which('nvidia
 STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i = NR; i; i--) print a[i]}'
 repro: $(VENV)/.ready
 	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else \
-	$(PY) -m dvc repro -q data && \
+	$(PY) -m dvc repro data notebook-01 && echo "First pictures: notebooks/01_energies_in_2d.ipynb" && \
 	for kind in train@ evaluate@ apply@ notebook-; do \
 	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc repro -s || exit 1; \
 	done && $(PY) -m dvc repro; fi
@@ -35,6 +36,10 @@ test: $(VENV)/.ready
 
 lab: $(VENV)/.ready
 	$(PY) -m jupyterlab --notebook-dir=.
+
+book: $(VENV)/.ready
+	$(PY) -m nbconvert --to html --log-level WARN --output-dir results/book notebooks/*.ipynb
+	@echo "results/book/00_map.html"
 
 clean:
 	rm -rf $(VENV) scratch *.egg-info

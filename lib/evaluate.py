@@ -72,7 +72,10 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     own = log_p_y(metrics.logits_of(trained.model, trained.buffer, device=device)).exp().numpy()
     kept = metrics.most_confident(own.max(1), own.argmax(1), SHARE)
     if len(kept) >= 10:
-        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device, RESAMPLES), "share": SHARE}
+        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device), "share": SHARE}
+        # A Frechet distance grows as images get fewer: the fair comparison is as many images at random.
+        some = torch.randperm(len(trained.buffer), generator=torch.Generator().manual_seed(0))[:len(kept)]
+        out["matched"] = metrics.quality(trained.buffer[some], reference.model, real, device)
     start = train.start_of(trained.run.start.kind, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
     out["start"] = metrics.quality(draws, reference.model, real, device)

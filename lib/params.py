@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_WARNED: dict = {}
 
 
 class ConfigError(ValueError):
@@ -169,8 +170,10 @@ class Run(Section):
         if self.step is None and self.loss.generate:
             raise ValueError("loss.generate > 0 needs samples: give start and step, or generate: 0")
         if self.start and self.start.kind == "uniform" and self.network.norm == "batch":
-            warnings.warn(f"run {self.name}: batch norm with a uniform start. JEM++ (Table 5) found that this "
-                          "fails: noise and real images have different statistics.", stacklevel=2)
+            # with a file name of its own: no path of the reader's machine in saved notebooks, and once per process
+            warnings.warn_explicit(f"run {self.name}: batch norm with a uniform start. JEM++ (Table 5) found that this "
+                                   "fails: noise and real images have different statistics.", UserWarning,
+                                   "params.yaml", 0, registry=_WARNED)
         return self
 
 

@@ -72,6 +72,7 @@ def test_missing_or_broken_file(tmp_path):
 
 def test_batch_norm_with_a_uniform_start_is_warned_of(tree):
     tree["runs"]["jem"]["network"]["norm"] = "batch"
+    params._WARNED.clear()                              # each text is shown once per process
     with pytest.warns(UserWarning, match="batch norm with a uniform start"):
         params.run("jem", "quick", tree)
     with warnings.catch_warnings():
