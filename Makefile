@@ -35,7 +35,7 @@ test: $(VENV)/.ready
 	$(PY) -m pytest
 
 lab: $(VENV)/.ready
-	$(PY) -m jupyterlab --notebook-dir=.
+	$(PY) -m jupyterlab --notebook-dir=. $(LAB)          # e.g. make lab LAB="--no-browser --port 8899"
 
 book: $(VENV)/.ready
 	$(PY) -m nbconvert --to html --log-level WARN --output-dir results/book notebooks/*.ipynb

@@ -89,7 +89,8 @@ class Book:
         lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)]
         (self.folder / f"{id}.md").write_text("\n".join(lines) + "\n")
         self._record(id, [path, path.with_suffix(".md")], runs, dataset, stand_in)
-        return shown.style.set_uuid(id).hide(axis="index").set_properties(**{"text-align": "left"})
+        return (shown.style.set_uuid(id).hide(axis="index").format(lambda v: f"{v:g}" if isinstance(v, float) else v)
+                .set_properties(**{"text-align": "left"}).set_table_attributes('style="font-size: 85%"'))
 
     def _record(self, id: str, files, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:

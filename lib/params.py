@@ -23,7 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-_WARNED: dict = {}
+_WARNED: set[str] = set()
 
 
 class ConfigError(ValueError):
@@ -169,11 +169,12 @@ class Run(Section):
             raise ValueError("adversary is for classifiers: an energy-based run makes its own negative images")
         if self.step is None and self.loss.generate:
             raise ValueError("loss.generate > 0 needs samples: give start and step, or generate: 0")
-        if self.start and self.start.kind == "uniform" and self.network.norm == "batch":
-            # with a file name of its own: no path of the reader's machine in saved notebooks, and once per process
+        if self.start and self.start.kind == "uniform" and self.network.norm == "batch" and self.name not in _WARNED:
+            _WARNED.add(self.name)
+            # once per process, and with no path of the reader's machine: saved notebooks show it
             warnings.warn_explicit(f"run {self.name}: batch norm with a uniform start. JEM++ (Table 5) found that this "
                                    "fails: noise and real images have different statistics.", UserWarning,
-                                   "params.yaml", 0, registry=_WARNED)
+                                   "params.yaml", 0)
         return self
 
 
