@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -131,6 +132,8 @@ def run_notebook(name: str, profile: str | None = None) -> Path:
         raise FileNotFoundError(f"no notebook {name!r}; notebooks/ has {have}")
     out = ROOT / "results" / profile / name / f"{name}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
+    # the kernel imports this checkout's lib, whichever one an environment has installed
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     papermill.execute_notebook(str(source), str(out), {"profile": profile}, kernel_name="python3", cwd=str(NOTEBOOKS),
                                progress_bar=False, log_output=False)
     nb = nbformat.read(out, as_version=4)
