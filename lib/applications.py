@@ -1,7 +1,8 @@
-"""What a trained classifier is good for beyond its accuracy:  python -m lib.applications jempp-m10 [--profile quick]
+"""What a trained model is good for beyond its accuracy:  python -m lib.applications jempp-m10 robustness ood
 
-Robustness to PGD in two norms and out-of-distribution detection by two scores (JEM++ supplement Sec. 3, SADA-JEM
-Sec. 4.3 and 4.4), written to results/<profile>/applications/<run>.json. Sizes: `scales.<profile>.applications`.
+Robustness to PGD in two norms, out-of-distribution detection by two scores (JEM++ supplement Sec. 3, SADA-JEM Sec. 4.3
+and 4.4), robustness with Langevin purification (`purified`), detection of outliers that were attacked (`worst_case`,
+AT-EBM Sec. 5.2), written to results/<profile>/applications/<run>.json. Sizes: `scales.<profile>.applications`.
 """
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import ROOT, attacks, data, evaluate, metrics, params, uncertainty
+from lib import ROOT, attacks, data, evaluate, metrics, outliers, params, purification, uncertainty
+from lib import worst_case as attack_on
 
 BINS = 40       # of the histograms of log p(x)
+MEASURES = ("robustness", "ood", "purified", "worst_case")
 
 
 def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -33,9 +36,9 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
         images = data.load(profile, other)
         if images.shape == split.shape:
             found[data.TITLES[images.name]] = images.x_test[torch.randperm(len(images.x_test), generator=g)[:n]]
-    found["Interpolated"] = uncertainty.interpolated(split.x_test, g)[:n]
-    found["Dead leaves"] = uncertainty.dead_leaves(n, split.shape, g)
-    found["Uniform noise"] = uncertainty.uniform_noise(n, split.shape, g)
+    found["Interpolated"] = outliers.interpolated(split.x_test, g)[:n]
+    found["Dead leaves"] = outliers.dead_leaves(n, split.shape, g)
+    found["Uniform noise"] = outliers.uniform_noise(n, split.shape, g)
     return found
 
 
@@ -68,8 +71,48 @@ def robustness(model, x: Tensor, y: Tensor, sizes: dict, device="cpu") -> dict:
     return out
 
 
-def apply(name: str, profile: str | None = None, device: str | None = None) -> dict:
-    """All of it for the first seed of a run."""
+def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="cpu") -> dict:
+    """Accuracy of the defended classifier, purified by the model's own chain, under PGD, EOT and BPDA (SADA-JEM Sec. 4.4):
+    norm -> radii (255ths) and attack -> accuracies; 'undefended' is plain PGD on the bare classifier."""
+    s = sizes["purified"]
+    n = min(s["images"], len(split.x_test))
+    x, y, out = split.x_test[:n], split.y_test[:n], {"images": n, "sizes": s}
+    for norm in attacks.NORMS:
+        radii = [2 * r / 255 for r in s[norm]]
+        out[norm] = {"radii": s[norm], "undefended": attacks.robust_accuracy(
+            trained.model, x, y, radii, norm, s["attack_steps"], by="ours", device=device)}
+        for attack in purification.ATTACKS:
+            out[norm][attack] = purification.purified_accuracy(
+                trained.energy(), x, y, radii, norm, attack=attack, steps=s["steps"], alpha=s["alpha"], noise=s["noise"],
+                attack_steps=s["attack_steps"], attack_chains=s["attack_chains"], defend_chains=s["defend_chains"],
+                device=device)
+    return out
+
+
+def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tensor], sizes: dict, device="cpu") -> dict:
+    """AUROC against outliers as they are and after an adaptive PGD on the detection score (AT-EBM Table 4). The radius
+    is in units of the [0, 1] range, whichever the model works in. AT-EBM has one score, log p(x); classifiers have two."""
+    s, low, out = sizes["worst_case"], trained.run.low, {}
+    radius = s["radius"] * (1 - low)
+    single = trained.model.head.out_features == 1
+    for name in (uncertainty.SCORES[:1] if single else uncertainty.SCORES):
+        score = {"log_p_x": attack_on.log_p_x, "max_p_y": attack_on.max_p_y}[name](trained.model)
+        own = attack_on.worst_case_scores(score, inside, epsilon=0, low=low, device=device)
+        out[name] = {}
+        for kind, x in outside.items():
+            x = x[:s["images"]]
+            clean = attack_on.worst_case_scores(score, x, epsilon=0, low=low, device=device)
+            worst = attack_on.worst_case_scores(score, x, epsilon=radius, steps=s["steps"], restarts=s["restarts"], low=low,
+                                                device=device)
+            out[name][kind] = {"standard": uncertainty.auroc(own, clean), "worst": uncertainty.auroc(own, worst),
+                               "images": len(x)}
+    return {"radius": s["radius"], "steps": s["steps"], "restarts": s["restarts"], "auroc": out}
+
+
+def apply(name: str, what: list[str], profile: str | None = None, device: str | None = None) -> dict:
+    """The measurements named in `what` (of MEASURES), for the first seed of a run."""
+    if unknown := set(what) - set(MEASURES):
+        raise params.ConfigError(f"measure {sorted(unknown)}: expected some of {', '.join(MEASURES)}")
     run = params.run(name, profile)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if run.threads:
@@ -77,26 +120,29 @@ def apply(name: str, profile: str | None = None, device: str | None = None) -> d
     sizes, split = params.scale(run.profile)["applications"], data.load(run.profile, run.data)
     trained = evaluate.load_run(name, run.profile, device=device)
     n = min(sizes["attacked"], len(split.x_test))
-    return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed,
-            "robustness": robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
-            "ood": detection(trained.model, split.x_test, ood_sets(run.profile, run.data, sizes["ood"]), device)}
+    outside = ood_sets(run.profile, run.data, sizes["ood"])
+    measure = {"robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
+               "ood": lambda: detection(trained.model, split.x_test, outside, device),
+               "purified": lambda: hardened(trained, split, sizes, device),
+               "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, device)}
+    return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Robustness and out-of-distribution detection of a trained run.")
     parser.add_argument("run")
+    parser.add_argument("what", nargs="+", help=f"some of {', '.join(MEASURES)}")
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
     try:
         profile = params.profile(args.profile)
-        result = apply(args.run, profile)
+        result = apply(args.run, args.what, profile)
     except (params.ConfigError, data.DataError) as e:
         sys.exit(f"error: {e}")
     path = ROOT / "results" / profile / "applications" / f"{args.run}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print({k: round(v["log_p_x"]["value"], 3) for k, v in result["ood"]["auroc"].items()},
-          {n: [round(a, 3) for a in result["robustness"][n]["accuracy"]] for n in attacks.NORMS})
+    print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

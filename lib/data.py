@@ -1,7 +1,7 @@
 """Every data set, its range and its augmentation.
 
-Images are uint8 at rest, (n, C, H, W), and float in [-1, 1] in use: that range is where the step sizes of
-JEM, JEM++ and SADA-JEM live (AT-EBM's [0, 1] is stated beside its sampler).
+Images are uint8 at rest, (n, C, H, W), and float in [low, 1] in use: low = -1 is where the step sizes of JEM,
+JEM++ and SADA-JEM live, low = 0 where AT-EBM's do (`lib.params.Run.low` says which).
 
     python -m lib.data --profile quick        prepares artifacts/quick/data/<role>.pt, the pipeline's first stage
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import ROOT, inits, params
+from lib import ROOT, inits, outliers, params
 
 EMBEDDED = {   # sha256 of what data/make_embedded.py writes
     "fashion_mnist": "7a295f568e995b16b68f8e43c6935e59e60f72c75b7b627e723d920538619007",
@@ -30,9 +30,12 @@ CLASSES = {
     "svhn": tuple("0123456789"),
     "cifar10": ("Plane", "Car", "Bird", "Cat", "Deer", "Dog", "Frog", "Horse", "Ship", "Truck"),
     "cifar100": tuple(str(i) for i in range(100)),
+    "celeba_hq": ("face",), "afhq_cat": ("cat",), "lsun_church": ("church",), "imagenet": ("image",),   # unlabelled
 }
 TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "svhn": "SVHN", "cifar10": "CIFAR-10",
-          "cifar100": "CIFAR-100"}
+          "cifar100": "CIFAR-100", "celeba_hq": "CelebA-HQ", "afhq_cat": "AFHQ-CAT", "lsun_church": "LSUN Church",
+          "imagenet": "ImageNet"}
+GAUSSIAN_PIXELS = 4096      # above, a covariance per class would not fit into memory
 DEBIAN = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}     # package dataset-fashion-mnist
 
 
@@ -50,30 +53,33 @@ class Split:
     y_hold: Tensor
     x_test: Tensor
     y_test: Tensor
-    gaussians: inits.ClassGaussians
+    gaussians: inits.ClassGaussians | None          # None where images are too large to fit any
+    only: tuple[int, ...] = ()                      # the classes kept; (): all
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return CLASSES[self.name]
+        names = CLASSES[self.name]
+        return tuple(names[i] for i in self.only) if self.only else names
 
     @property
     def title(self) -> str:
         """Name and size as tables print it, e.g. 'Fashion-MNIST 16x16 (9,500)'."""
-        return f"{TITLES[self.name]} {self.shape[1]}x{self.shape[2]} ({len(self.x_train):,} training images)"
+        which = f" {', '.join(self.classes)}" if self.only else ""
+        return f"{TITLES[self.name]}{which} {self.shape[1]}x{self.shape[2]} ({len(self.x_train):,} training images)"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.x_train.shape[1:])
 
 
-def to_range(x: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float [-1, 1]."""
-    return x.float() / 127.5 - 1.0
+def to_range(x: Tensor, low: float = -1.0) -> Tensor:
+    """uint8 [0, 255] -> float [low, 1]."""
+    return x.float() / (255 / (1 - low)) + low
 
 
-def to_bytes(x: Tensor) -> Tensor:
-    """float [-1, 1] -> uint8, clamped and rounded: what an image file would hold."""
-    return ((x.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+def to_bytes(x: Tensor, low: float = -1.0) -> Tensor:
+    """float [low, 1] -> uint8, clamped and rounded: what an image file would hold."""
+    return ((x.clamp(low, 1) - low) * (255 / (1 - low))).round().to(torch.uint8)
 
 
 def with_noise(x: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
@@ -100,24 +106,24 @@ class Stream:
 
     Args:
         x, y: uint8 (n, C, H, W), int64 (n,).   batch: size; the last partial batch of an epoch is left out.
-        augment: lib.params.Augment.
+        augment: lib.params.Augment.   low: of the range [low, 1].
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch: int, augment, seed: int):
+    def __init__(self, x: Tensor, y: Tensor, batch: int, augment, seed: int, low: float = -1.0):
         if batch > len(x):
             raise DataError(f"batch {batch} is larger than the {len(x)} training images: lower update.batch")
         self.x, self.y, self.batch, self.augment, self.seed = x, y, batch, augment, seed
-        self.per_epoch = len(x) // batch
+        self.per_epoch, self.low = len(x) // batch, low
         self._epoch, self._order = -1, None
 
     def __call__(self, i: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Batch i: images float (batch, C, H, W) in [-1, 1] plus noise, labels (batch,)."""
+        """Batch i: images float (batch, C, H, W) in [low, 1] plus noise, labels (batch,)."""
         epoch, position = divmod(i, self.per_epoch)
         if epoch != self._epoch:
             g = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.x), generator=g).to(self.x.device)
         index = self._order[position * self.batch:(position + 1) * self.batch]
-        x = to_range(self.x[index])
+        x = to_range(self.x[index], self.low)
         if self.augment.kind == "crop_flip":
             x = crop_flip(x, self.augment.pad, generator)
         return with_noise(x, self.augment.noise, generator), self.y[index]
@@ -200,13 +206,46 @@ def resize(x: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(x.float(), x.shape[-1] // size).round().to(torch.uint8)
 
 
+def image_folder(name: str, folder: Path | None, size: int) -> tuple[np.ndarray, ...]:
+    """(x_train, y_train, x_test, y_test) of image files anywhere under `folder`, in the order of their paths: the short
+    side scaled to `size`, the centre cut out; every tenth file is a test image. All labels are 0.
+
+    Raises: DataError where the folder is missing or has fewer than two images, or a file is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+    folder = folder or ROOT / "data" / "raw" / name
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if len(files) < 2:
+        raise DataError(f"{folder} has {len(files)} images: expected the .png or .jpg files of {TITLES[name]} anywhere "
+                        f"under it (or name another place with scales.<profile>.data.<role>.folder)")
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    for i, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                image = image.convert("RGB")
+                scale = size / min(image.size)
+                image = image.resize([max(size, round(s * scale)) for s in image.size], Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError) as e:
+            raise DataError(f"{file} is no readable image ({e}): fetch it again, or remove it") from e
+        left, top = ((s - size) // 2 for s in image.size)
+        images[i] = np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    test = np.arange(len(files)) % 10 == 9 if len(files) >= 10 else np.arange(len(files)) == len(files) - 1
+    labels = np.zeros(len(files), np.int64)
+    return images[~test], labels[~test], images[test], labels[test]
+
+
 def prepare(p: params.Data) -> Split:
     """Load, resize, choose and split one data set, and fit the class Gaussians of its training part."""
     place = Path(p.folder) if p.folder else None
-    arrays = embedded(p.name, place) if p.source == "embedded" else full(p.name, place)
+    if p.source == "folder":
+        arrays = image_folder(p.name, place, p.size)
+    else:
+        arrays = embedded(p.name, place) if p.source == "embedded" else full(p.name, place)
     x, y, xt, yt = (torch.from_numpy(np.array(a)) for a in arrays)
     x, xt = (resize(_channels_first(a), p.size) for a in (x, xt))
     y, yt = y.long(), yt.long()
+    if p.classes:
+        (x, y), (xt, yt) = (_only(a, b, p) for a, b in ((x, y), (xt, yt)))
     for what, wanted, have in (("train", p.train, len(x)), ("test", p.test, len(xt))):
         if wanted and wanted > have:
             raise DataError(f"{what}: {wanted} images wanted, {p.name} ({p.source}) has {have}: lower {what} in params.yaml")
@@ -215,14 +254,27 @@ def prepare(p: params.Data) -> Split:
     if p.holdout >= n:
         raise DataError(f"holdout {p.holdout} leaves none of the {n} training images: lower holdout")
     train, hold = order[p.holdout:], order[:p.holdout]
-    gaussians = inits.ClassGaussians.fit(to_range(x[train]), y[train])
+    small = x[0].numel() <= GAUSSIAN_PIXELS
+    gaussians = inits.ClassGaussians.fit(to_range(x[train]), y[train]) if small else None
     m = p.test or len(xt)
-    return Split(p.name, x[train], y[train], x[hold], y[hold], xt[:m], yt[:m], gaussians)
+    return Split(p.name, x[train], y[train], x[hold], y[hold], xt[:m], yt[:m], gaussians, p.classes)
+
+
+def _only(x: Tensor, y: Tensor, p: params.Data) -> tuple[Tensor, Tensor]:
+    """The images of the classes that `p` names, labelled in that order."""
+    if not set(p.classes) <= set(range(len(CLASSES[p.name]))) or len(set(p.classes)) < len(p.classes):
+        raise DataError(f"classes {list(p.classes)}: expected different numbers from 0 to {len(CLASSES[p.name]) - 1}")
+    place = torch.full((len(CLASSES[p.name]),), -1)
+    place[list(p.classes)] = torch.arange(len(p.classes))
+    kept = place[y] >= 0
+    return x[kept], place[y[kept]]
 
 
 def _channels_first(x: Tensor) -> Tensor:
     if x.dim() == 3:
         return x[:, None]
+    if x.shape[1] in (1, 3):
+        return x
     return x.permute(0, 3, 1, 2).contiguous() if x.shape[-1] == 3 else x
 
 
@@ -233,7 +285,7 @@ def path_of(profile: str, role: str) -> Path:
 
 def save(split: Split, path: Path) -> None:
     state = {k: v for k, v in vars(split).items() if k != "gaussians"}
-    torch.save({**state, "gaussians": split.gaussians.state_dict()}, path)
+    torch.save({**state, "gaussians": split.gaussians and split.gaussians.state_dict()}, path)
 
 
 def load(profile: str, role: str = "primary") -> Split:
@@ -242,7 +294,48 @@ def load(profile: str, role: str = "primary") -> Split:
     if not path.exists():
         raise DataError(f"{path} is missing: run `dvc repro data` (or python -m lib.data --profile {profile})")
     state = torch.load(path, weights_only=True)
-    return Split(**{**state, "gaussians": inits.ClassGaussians.from_state(state["gaussians"])})
+    fitted = state["gaussians"]
+    return Split(**{**state, "gaussians": fitted and inits.ClassGaussians.from_state(fitted)})
+
+
+# ------------------------------------------------------------------------------ p0: where AT-EBM's chains start
+def p0_path(profile: str, name: str) -> Path:
+    return ROOT / "artifacts" / profile / "data" / f"p0_{name}.pt"
+
+
+def make_p0(profile: str, name: str, seed: int = 0) -> Tensor | None:
+    """One set of `scales.<profile>.p0`: images uint8 (n, C, H, W), shuffled, as many of each source as it asks for:
+    `noise`, `leaves`, or the training images of another role. None where this profile lacks a data set it needs.
+
+    Raises: DataError where a source has too few images, or is the data that the set is to be unlike.
+    """
+    section = dict(params.scale(profile)["p0"][name])
+    like = section.pop("like")
+    if params.data(profile, like) is None:
+        return None
+    shape, g, parts = load(profile, like).shape, torch.Generator().manual_seed(seed), []
+    for source, n in section.items():
+        if source in ("noise", "leaves"):
+            parts.append({"noise": outliers.uniform_noise, "leaves": outliers.dead_leaves}[source](n, shape, g))
+            continue
+        if params.data(profile, source) is None:
+            return None
+        other = load(profile, source)
+        if other.shape != shape or len(other.x_train) < n or source == like:
+            raise DataError(f"scales.{profile}.p0.{name}.{source}: {n} wanted of {len(other.x_train)} images of shape "
+                            f"{other.shape}; expected another data set than {like}, of shape {shape}, with enough images")
+        parts.append(other.x_train[torch.randperm(len(other.x_train), generator=g)[:n]])
+    images = torch.cat(parts)
+    return images[torch.randperm(len(images), generator=g)]
+
+
+def load_p0(profile: str, name: str) -> Tensor:
+    """The prepared p0 images of a profile, uint8 (n, C, H, W). Raises: DataError where there are none."""
+    path = p0_path(profile, name)
+    if not path.exists():
+        have = ", ".join(params.scale(profile).get("p0") or {}) or "none"
+        raise DataError(f"{path} is missing: run `dvc repro data`; sets of scales.{profile}.p0: {have}")
+    return torch.load(path, weights_only=True)
 
 
 def main() -> None:
@@ -257,6 +350,11 @@ def main() -> None:
             split = prepare(p)
             save(split, path_of(profile, role))
             print(f"{role}: {split.title}, {len(split.x_hold):,} held out, {len(split.x_test):,} test images")
+    for name in params.scale(profile).get("p0") or {}:
+        images = make_p0(profile, name)
+        if images is not None:
+            torch.save(images, p0_path(profile, name))
+            print(f"p0 {name}: {len(images):,} images")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ import copy
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib import ROOT, data, metrics, networks, params, train, uncertainty
+from lib import ROOT, data, metrics, networks, params, samplers, train, uncertainty
 from lib.energy import Energy, log_p_y
 
 SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
+BATCH = 250         # images moved at once
 RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
 
 
@@ -38,6 +40,17 @@ class Trained:
         """Its energy, in fp32."""
         return Energy(self.model, y)
 
+    def perturb(self, x: torch.Tensor, K: int, alpha: float, radius: float | None = None) -> torch.Tensor:
+        """Images moved down the energy by K PGD steps of length alpha (in units of the run's range): how AT-EBM
+        generates, translates and repairs. uint8 (n, C, H, W) -> uint8, evaluation mode."""
+        low, device = self.run.low, next(self.model.parameters()).device
+        moved = []
+        for part in x.split(BATCH):
+            chain = samplers.pgd(self.energy(), data.to_range(part.to(device), low), K=K, alpha=alpha, radius=radius,
+                                 clip=(low, 1.0))
+            moved.append(data.to_bytes(samplers.last(chain), low).cpu())
+        return torch.cat(moved)
+
 
 def load_run(name: str, profile: str | None = None, seed: int | None = None, device="cpu") -> Trained:
     """A trained run by name. Raises: data.DataError where it has not been trained."""
@@ -47,9 +60,9 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
     if not (folder / "weights.pt").exists():
         raise data.DataError(f"{folder} has no weights: train it with python -m lib.train {name} --profile "
                              f"{run.profile}, or run dvc repro")
-    split, n = data.load(run.profile, run.data), run.network
-    model = networks.build(n.kind, depth=n.depth, widen=n.widen, norm=n.norm, classes=len(split.classes),
-                           channels=split.shape[0])
+    split = data.load(run.profile, run.data)
+    model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
+                           size=split.shape[1])
     model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     buffer = folder / "buffer.pt"
     return Trained(run, seed, model.to(device).eval(), torch.load(buffer, weights_only=True) if buffer.exists() else None,
@@ -60,6 +73,8 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
 def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
     """Test accuracy with its bootstrap interval; FD-clf and IS-clf of the buffer, by both protocols, and of
     fresh p0 draws, all against train + test images (the papers' reference)."""
+    if trained.run.generation:
+        return generated(trained, reference, split, device)
     logits = metrics.logits_of(trained.model, split.x_test, trained.run.augment.noise, device=device)
     hits = (logits.argmax(1) == split.y_test).numpy()
     low, high = metrics.bootstrap(hits)
@@ -76,11 +91,32 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
         # A Frechet distance grows as images get fewer: the fair comparison is as many images at random.
         some = torch.randperm(len(trained.buffer), generator=torch.Generator().manual_seed(0))[:len(kept)]
         out["matched"] = metrics.quality(trained.buffer[some], reference.model, real, device)
-    start = train.start_of(trained.run.start.kind, split, "cpu")
+    start = train.start_of(trained.run, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
     out["start"] = metrics.quality(draws, reference.model, real, device)
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"] = [along(trained, f, reference, split, real, device) for f in folders]
+    return out
+
+
+def generated(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
+    """AT-EBM: FD-clf and IS-clf of p0 images after `generation.steps` steps, of the same images before, and of the
+    weights kept along the way; the binary task at the end of training; the time of an image."""
+    how = trained.run.generation
+    real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
+    p0, g = data.load_p0(trained.run.profile, trained.run.start.set), torch.Generator().manual_seed(0)
+    sources = p0[torch.randint(len(p0), (how.images,), generator=g)]
+    began = time.perf_counter()
+    samples = trained.perturb(sources, how.steps, how.alpha)
+    seconds = (time.perf_counter() - began) / len(samples)
+    out = {"samples": metrics.quality(samples, reference.model, real, device, RESAMPLES),
+           "start": metrics.quality(sources, reference.model, real, device), "seconds_per_image": seconds}
+    if folders := sorted(trained.folder.glob("snapshots/*")):
+        out["snapshots"], model = [], copy.deepcopy(trained.model)
+        for f in folders:
+            model.load_state_dict(torch.load(f / "weights.pt", weights_only=True))
+            few = replace(trained, model=model).perturb(sources[:500], how.steps, how.alpha)
+            out["snapshots"].append({"iteration": int(f.name), **metrics.quality(few, reference.model, real, device)})
     return out
 
 

@@ -1,4 +1,5 @@
-"""Where a chain starts: uniform noise (JEM), or class Gaussians fitted to the training data (JEM++)."""
+"""Where a chain starts: uniform noise (JEM), class Gaussians fitted to the training data (JEM++, SADA-JEM), or real
+images of another kind (AT-EBM)."""
 from __future__ import annotations
 
 import torch
@@ -74,3 +75,16 @@ class ClassGaussians:
     @classmethod
     def from_state(cls, s: dict) -> "ClassGaussians":
         return cls(s["mu"], s["factor"], s["prior"], tuple(s["shape"]), s["low"], s["high"])
+
+
+class Images:
+    """p0 of AT-EBM: real out-of-distribution images (Algorithm 1, line 2), float (n, C, H, W), on any device."""
+
+    def __init__(self, images: Tensor):
+        if images.dim() != 4 or not len(images):
+            raise ValueError(f"p0 images of shape {tuple(images.shape)}: expected (n, C, H, W) with n >= 1")
+        self.images, self.shape = images, tuple(images.shape[1:])
+
+    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n images at random, with replacement; y is ignored. The generator is a CPU one."""
+        return self.images[torch.randint(len(self.images), (n,), generator=generator).to(self.images.device)]

@@ -17,12 +17,12 @@ BATCH = 500
 
 
 @torch.no_grad()
-def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu") -> Tensor:
-    """Logits (n, C) of uint8 images (n, C, H, W), evaluation mode, fp32; input noise as in training (the JEM
-    codes classify noisy test images), from a fixed seed."""
+def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu", low: float = -1.0) -> Tensor:
+    """Logits (n, C) of uint8 images (n, C, H, W), which the model sees in [low, 1]; evaluation mode, fp32; input noise
+    as in training (the JEM codes classify noisy test images), from a fixed seed."""
     model.eval()
     g = torch.Generator(device).manual_seed(seed)
-    return torch.cat([model(data.with_noise(data.to_range(b.to(device)), noise, g)).cpu() for b in x.split(BATCH)])
+    return torch.cat([model(data.with_noise(data.to_range(b.to(device), low), noise, g)).cpu() for b in x.split(BATCH)])
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The networks: an MLP for two dimensions, the papers' WideResNet for images.
+"""The networks: an MLP for two dimensions, the JEM family's WideResNet, AT-EBM's ResNet-50 and discriminator.
 
 Every network is `forward(x) = rest(first(x))`, because PYLD treats the first layer apart (JEM++ Eq. 11),
 and has `features(x)`, the activations before the last linear layer.
@@ -84,11 +84,70 @@ class WideResNet(Network):
         self.head = nn.Linear(widths[3], classes)
 
 
-def build(kind: str, *, depth: int, widen: int, norm: str, classes: int, channels: int) -> Network:
-    """The network that a run's `network` section names."""
-    if kind != "wrn":
-        raise ValueError(f"network kind {kind!r}: expected 'wrn'")
-    return WideResNet(depth, widen, classes, channels, norm).to(memory_format=torch.channels_last)
+class DownBlock(nn.Module):
+    """StarGAN v2's residual block without norm: LeakyReLU 0.2, 3x3 convolution, twice, halving the image between;
+    divided by sqrt 2, so that variance stays."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.avg_pool2d(self.conv1(F.leaky_relu(x, 0.2)), 2)
+        # pooling and a 1x1 convolution commute; pooled first, the convolution costs a quarter
+        return (self.conv2(F.leaky_relu(h, 0.2)) + self.shortcut(F.avg_pool2d(x, 2))) / 2 ** 0.5
+
+
+class Discriminator(Network):
+    """StarGAN v2's discriminator (Choi et al. 2020), AT-EBM's network at 256 pixels: blocks halve the image down to
+    4x4, the width doubles up to 512. At 16 pixels, two blocks: the same network, small.
+
+    Args:
+        size: pixels a side, a power of two >= 8.   width: channels after the first layer (published: 64 at 256 px).
+    """
+
+    def __init__(self, size: int = 256, width: int = 64, classes: int = 1, channels: int = 3, widest: int = 512):
+        super().__init__()
+        if size < 8 or size & (size - 1):
+            raise ValueError(f"discriminator for {size} pixels: expected a power of two, at least 8")
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        blocks = []
+        while size > 4:
+            blocks.append(DownBlock(width, min(2 * width, widest)))
+            width, size = min(2 * width, widest), size // 2
+        self.body = nn.Sequential(*blocks, nn.LeakyReLU(0.2), nn.Conv2d(width, width, 4), nn.LeakyReLU(0.2), nn.Flatten())
+        self.head = nn.Linear(width, classes)
+
+
+class ResNet50(Network):
+    """torchvision's ResNet-50 with a 3x3 first layer and no first pooling: AT-EBM's network for 32x32 images.
+
+    AT-EBM keeps batch norm in evaluation mode throughout: an affine map per channel, never a statistic.
+    """
+
+    def __init__(self, classes: int = 1, channels: int = 3):
+        super().__init__()
+        from lib import vision
+        whole = vision.torchvision.models.resnet50(num_classes=classes)
+        self.first = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.body = nn.Sequential(whole.bn1, whole.relu, whole.layer1, whole.layer2, whole.layer3, whole.layer4,
+                                  nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = whole.fc
+
+
+def build(kind: str, *, classes: int, channels: int, size: int = 32, depth: int = 28, widen: int = 10,
+          width: int = 64, norm: str = "batch", logits: int | None = None) -> Network:
+    """The network that a run's `network` section names, for images (channels, size, size); `logits` outputs, or one
+    per class. Raises: ValueError for an unknown kind and for what a network cannot be."""
+    outputs = logits or classes
+    kinds = {"wrn": lambda: WideResNet(depth, widen, outputs, channels, norm),
+             "discriminator": lambda: Discriminator(size, width, outputs, channels),
+             "resnet50": lambda: ResNet50(outputs, channels)}
+    if kind not in kinds:
+        raise ValueError(f"network kind {kind!r}: expected one of {', '.join(kinds)}")
+    return kinds[kind]().to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager

@@ -35,10 +35,12 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """One data set at one size. Images are square; values in [-1, 1] for the JEM family."""
-    name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn"]
-    source: Literal["embedded", "full"] = "embedded"
+    """One data set at one size. Images are square."""
+    name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn", "celeba_hq", "afhq_cat", "lsun_church",
+                  "imagenet"]
+    source: Literal["embedded", "full", "folder"] = "embedded"   # folder: image files under `folder`
     size: Annotated[int, Field(ge=8)]                   # pixels a side
+    classes: tuple[int, ...] = ()                       # only images of these classes, labelled 0, 1, ...; (): all
     train: Count | None = None                          # images to train on; None: all
     test: Count | None = None
     holdout: Annotated[int, Field(ge=0)] = 0            # of the training images, kept for validation
@@ -46,27 +48,53 @@ class Data(Section):
 
 
 class Network(Section):
-    kind: Literal["wrn"] = "wrn"
-    depth: Count = 10
-    widen: Count = 1
-    norm: Literal["none", "batch"] = "batch"
+    kind: Literal["wrn", "resnet50", "discriminator"] = "wrn"
+    depth: Count = 10                                   # wrn
+    widen: Count = 1                                    # wrn
+    width: Count = 32                                   # discriminator: channels after the first layer
+    norm: Literal["none", "batch"] = "batch"            # wrn
+    logits: Count | None = None                         # None: one per class; AT-EBM: one
 
 
 class Augment(Section):
     kind: Literal["none", "crop_flip"] = "none"         # crop_flip: reflect-pad, random crop, horizontal flip
     pad: Count = 4                                      # pixels
     noise: Weight = 0.03                                # Gaussian input noise, at test time too (JEM's sigma)
+    # shared: one batch for p(y|x) and p(x); classify: p(x) has a batch of its own, not augmented (SADA-JEM Eq. 11)
+    branches: Literal["shared", "classify"] = "shared"
 
 
 class Start(Section):
-    kind: Literal["uniform", "gaussians"]
-    buffer: Count = 10_000                              # |B|
+    kind: Literal["uniform", "gaussians", "images"]
+    buffer: Count = 10_000                              # |B|; images: no buffer, every chain is a fresh image
     reinit: Share = 0.05                                # rho: share of chains started afresh
+    set: str | None = None                              # images: which of `scales.<profile>.p0`
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.kind == "images") != (self.set is not None):
+            raise ValueError(f"start kind {self.kind!r} with set {self.set!r}: a set of p0 images goes with kind images")
+        return self
+
+
+class Progress(Section):
+    """How AT-EBM's K grows from 0 to step.K. linear: the same number of iterations for each K (Algorithm 2);
+    auc: when the mean AUC of the last `window` iterations passes `threshold`, or after `hold` iterations (the code)."""
+    kind: Literal["linear", "auc"]
+    threshold: Share = 0.8
+    window: Count = 100
+    hold: Count | None = None
+
+
+class Downhill(Section):
+    """AT-EBM's code also moves the real images, against f: a few steps, within an L2 ball."""
+    steps: Count
+    radius: Positive | None = None
 
 
 class Step(Section):
-    """One cell of the `step` column; K for SGLD and proximal SGLD, M and N for PYLD-M-N."""
-    kind: Literal["sgld", "proximal", "pyld"]
+    """One cell of the `step` column; K for SGLD, proximal SGLD and PGD, M and N for PYLD-M-N."""
+    kind: Literal["sgld", "proximal", "pyld", "pgd"]
     K: Count | None = None
     M: Count | None = None
     N: Count | None = None
@@ -75,12 +103,15 @@ class Step(Section):
     noise: Weight = 0.0
     clip: bool = True                                   # keep every state in the image range
     closed_form: bool = True                            # PYLD with a linear first layer: one long step
+    radius: Positive | None = None                      # PGD: of the L2 ball around the start; None: unbounded
+    progress: Progress | None = None                    # PGD: None: K from the beginning
+    real: Downhill | None = None                        # PGD: None: real images stay as they are
 
     @model_validator(mode="after")
     def _consistent(self):
-        needs = {"sgld": {"K"}, "proximal": {"K", "epsilon"}, "pyld": {"M", "N"}}[self.kind]
-        allowed = needs | ({"epsilon"} if self.kind == "pyld" else set())
-        given = {k for k in ("K", "M", "N", "epsilon") if getattr(self, k) is not None}
+        needs = {"sgld": {"K"}, "proximal": {"K", "epsilon"}, "pyld": {"M", "N"}, "pgd": {"K"}}[self.kind]
+        allowed = needs | {"pyld": {"epsilon"}, "pgd": {"radius", "progress", "real"}}.get(self.kind, set())
+        given = {k for k in ("K", "M", "N", "epsilon", "radius", "progress", "real") if getattr(self, k) is not None}
         if not needs <= given:
             raise ValueError(f"step kind {self.kind!r} needs {sorted(needs - given)}")
         if not given <= allowed:
@@ -92,9 +123,11 @@ class Step(Section):
         """Full forward and backward passes per chain."""
         return self.M if self.kind == "pyld" else self.K
 
-    def arguments(self) -> dict:
-        """Keyword arguments for this kind's function in lib.samplers."""
-        own = {"alpha": self.alpha, "noise": self.noise, "clip": (-1.0, 1.0) if self.clip else None}
+    def arguments(self, low: float = -1.0) -> dict:
+        """Keyword arguments for this kind's function in lib.samplers; images are in [low, 1]."""
+        if self.kind == "pgd":
+            return {"K": self.K, "alpha": self.alpha, "radius": self.radius, "clip": (low, 1.0) if self.clip else None}
+        own = {"alpha": self.alpha, "noise": self.noise, "clip": (low, 1.0) if self.clip else None}
         if self.kind == "pyld":
             own |= {"M": self.M, "N": self.N, "closed_form": self.closed_form,
                     "epsilon": float("inf") if self.epsilon is None else self.epsilon}
@@ -114,6 +147,20 @@ class Loss(Section):
     classify: Weight = 1.0                              # weight of -log p(y|x)
     generate: Weight = 1.0                              # weight of -log p(x)
     l2: Weight = 0.0                                    # weight of the energies' squares
+    discriminate: Weight = 0.0                          # weight of the real-vs-perturbed BCE (AT-EBM)
+    r1: Weight = 0.0                                    # weight of the R1 gradient penalty on real images
+
+
+class Sam(Section):
+    rho: Positive                                       # radius of the ball in weight space
+    adaptive: bool = False                              # ASAM (Kwon et al. 2021)
+
+
+class Generation(Section):
+    """How a model without a replay buffer makes samples: PGD from p0 images (AT-EBM)."""
+    steps: Count
+    alpha: Positive
+    images: Count = 2000
 
 
 class Update(Section):
@@ -129,6 +176,7 @@ class Update(Section):
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[Share, ...] = ()                  # step: shares of the training at which lr *= decay
     decay: Positive = 0.2
+    sam: Sam | None = None                              # sharpness-aware: two passes an update
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -143,7 +191,8 @@ class Run(Section):
     profile: str
     title: str
     size: str
-    data: str                                           # role: primary, second, third
+    data: str                                           # role: primary, second, third, faces, cats, church
+    range: Literal["symmetric", "unit"] = "symmetric"   # of images: [-1, 1] (JEM family) or [0, 1] (AT-EBM)
     network: Network = Network()
     augment: Augment = Augment()
     start: Start | None = None
@@ -160,6 +209,12 @@ class Run(Section):
     checkpoint_every: Count = 200
     rollbacks: Annotated[int, Field(ge=0)] = 0          # after a divergence, back to the last checkpoint
     snapshots: Annotated[int, Field(ge=0)] = 0          # times the buffer and the weights are kept for study
+    generation: Generation | None = None
+
+    @property
+    def low(self) -> float:
+        """The darkest pixel's value; the brightest is 1. The one place that knows the ranges."""
+        return {"symmetric": -1.0, "unit": 0.0}[self.range]
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -167,8 +222,16 @@ class Run(Section):
             raise ValueError("a chain needs both a start and a step; a classifier has neither")
         if self.adversary and self.step:
             raise ValueError("adversary is for classifiers: an energy-based run makes its own negative images")
-        if self.step is None and self.loss.generate:
-            raise ValueError("loss.generate > 0 needs samples: give start and step, or generate: 0")
+        if self.step is None and (self.loss.generate or self.loss.discriminate):
+            raise ValueError("loss.generate or loss.discriminate > 0 needs samples: give start and step, or set it to 0")
+        if self.step and (self.step.kind == "pgd") != (self.start.kind == "images"):
+            raise ValueError(f"step kind {self.step.kind!r} from start kind {self.start.kind!r}: PGD moves images, the "
+                             "others a replay buffer")
+        if not self.loss.classify and (self.step is None or self.step.kind != "pgd"):
+            raise ValueError("loss.classify: 0 leaves nothing that needs labels, which only AT-EBM's runs (step kind pgd) do "
+                             "without: give it a weight")
+        if self.augment.branches == "classify" and not self.step:
+            raise ValueError("augment.branches: classify sets p(x) apart, and a classifier has none: use shared")
         if self.start and self.start.kind == "uniform" and self.network.norm == "batch" and self.name not in _WARNED:
             _WARNED.add(self.name)
             # once per process, and with no path of the reader's machine: saved notebooks show it
@@ -211,7 +274,7 @@ def data(profile_name: str, role: str, params: dict | None = None) -> Data | Non
     """The data set that plays `role` at this scale; None where the scale has none (with `null`)."""
     section = _pick(scale(profile_name, params).get("data") or {}, role, f"scales.{profile_name}.data")
     where = f"scales.{profile_name}.data.{role}"
-    return None if section is None else _build(Data, section, where)
+    return None if section is None else _build(Data, _tuples(section), where)
 
 
 def run(name: str, profile_name: str | None = None, params: dict | None = None) -> Run:

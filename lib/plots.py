@@ -215,3 +215,74 @@ def loss_and_likelihood(losses, nll, floor: float) -> plt.Figure:
     right.legend(loc="upper right")
     plt.close(fig)
     return fig
+
+
+# ------------------------------------------------------------------------------------------------- landscapes
+def landscape_lines(at, lines: dict, ylabel: str = "rise of mean E (nats)", common: str = "log", columns: int = 3,
+                    xlabel: str = "step $a$ along a direction") -> plt.Figure:
+    """One panel per model, each with its own y axis, and a last one with all on one.
+
+    at: (K,), with 0 in it.   lines: label -> values (K,) or (directions, K); drawn is their rise over the centre.
+    common: 'log' shows |rise| (dashed where it is a fall), 'linear' the rise itself.
+    Raises: ValueError where `at` has no 0 to measure from, or for another `common`.
+    """
+    at = np.asarray(at, float)
+    if np.abs(at).min() > 1e-6 or common not in ("log", "linear"):
+        raise ValueError(f"at from {at.min():g} to {at.max():g}, common {common!r}: expected a grid with 0 in it, "
+                         "such as torch.linspace(-1, 1, 21), and 'log' or 'linear'")
+    centre, rises = np.abs(at).argmin(), {}
+    for label, values in lines.items():
+        values = np.atleast_2d(np.asarray(values, float))
+        rises[label] = values - values[:, centre:centre + 1]
+    columns = min(columns, len(rises) + 1)
+    rows = -(-(len(rises) + 1) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
+    last = axes.flat[len(rises)]
+    for i, ((label, rise), ax) in enumerate(zip(rises.items(), axes.flat)):
+        colour = PALETTE[i % len(PALETTE)]
+        ax.axhline(0, color="grey", lw=1)
+        ax.plot(at, rise.T, color=colour, lw=2)
+        ax.set(title=label, xlabel=xlabel, ylabel=ylabel)
+        for k, one in enumerate(rise):
+            name = label if k == 0 else None
+            if common == "linear":
+                last.plot(at, one, color=colour, lw=2, label=name)
+                continue
+            size = np.where(one == 0, np.nan, np.abs(one))                  # the centre has no logarithm
+            last.plot(at, size, color=colour, lw=2, ls=(0, (2, 2)))
+            last.plot(at, np.where(one > 0, size, np.nan), color=colour, lw=2, label=name)
+    last.set(title="all, one scale", xlabel=xlabel, ylabel=f"|{ylabel}|" if common == "log" else ylabel, yscale=common)
+    last.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for ax in axes.flat[len(rises) + 1:]:
+        ax.set_axis_off()
+    plt.close(fig)
+    return fig
+
+
+def landscape_surfaces(at, surfaces: dict, zlabel: str = "mean E (nats)", columns: int = 3, width: float = 4.6,
+                       elev: float = 28, azim: float = -55) -> plt.Figure:
+    """One 3D surface per model, each on its own z scale: the title gives the range, in the unit of zlabel.
+
+    at: (K,), of both directions.   surfaces: label -> (K, K), [i, j] at at[i] d1 + at[j] d2 (`landscape.plane`).
+    """
+    a, b = np.meshgrid(np.asarray(at, float), np.asarray(at, float), indexing="ij")
+    columns = min(columns, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, width * rows), squeeze=False,
+                             subplot_kw={"projection": "3d"}, layout="none")
+    fig.subplots_adjust(0.01, 0.03, 0.95, 0.93, wspace=0.08, hspace=0.14)
+    for ax, (label, z) in zip(axes.flat, surfaces.items()):
+        z = np.ma.masked_invalid(np.asarray(z, float))
+        ax.plot_surface(a, b, z, cmap=HEAT, rcount=41, ccount=41, lw=0.2, edgecolor=(1, 1, 1, 0.35), antialiased=True)
+        ax.set_title(f"{label}\nrange {z.max() - z.min():.3g}", y=0.98)
+        ax.set(xlabel="$a_1$", ylabel="$a_2$")
+        ax.set_zlabel(zlabel, labelpad=9)
+        for axis, bins in ((ax.xaxis, 4), (ax.yaxis, 4), (ax.zaxis, 4)):
+            axis.set_major_locator(matplotlib.ticker.MaxNLocator(bins))
+            axis.pane.set_facecolor("white")
+        ax.view_init(elev, azim)
+        ax.set_box_aspect((1, 1, 0.8), zoom=0.88)
+    for ax in axes.flat[len(surfaces):]:
+        ax.set_axis_off()
+    plt.close(fig)
+    return fig

@@ -82,13 +82,45 @@ def pyld(E: Energy, x: Tensor, *, M: int, N: int, alpha: float, epsilon: float =
         yield (x := _perturb(x, noise, clip, generator))
 
 
-def sample(E: Energy, x: Tensor, step, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """The chain that a run's `step` configuration describes (lib.params.Step): one cell of the table."""
-    own = step.arguments()
+def pgd(E, x: Tensor, *, K: int, alpha: float, radius: float | None = None,
+        clip: tuple[float, float] | None = (0.0, 1.0), climb: bool = False,
+        generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """PGD sampling (AT-EBM Eq. 7, 8): x <- P(x - alpha g / |g|_2), g = dE/dx; with E = -f this is the paper's ascent on f.
+
+    Every step has length alpha whatever the energy's scale, so K steps move an image by at most K alpha; there is no
+    noise, hence the need for diverse starts. Yields x after each step.
+
+    Args:
+        E: energy (B, ...) -> (B,).   x: chain starts (B, ...).   alpha: step length, L2, in units of x.
+        radius: of the L2 ball around the start on which P projects; None: unbounded.
+        clip: (low, high), the range of valid images; None: unbounded.
+        climb: go up E instead, as the code perturbs real images.   generator: unused, PGD is deterministic.
+    """
+    start = x
+    for _ in range(K):
+        g = gradient(E, x)
+        direction = g / _norm(g).clamp_min(1e-12)
+        x = x + alpha * direction if climb else x - alpha * direction
+        if radius is not None:
+            moved = x - start
+            x = start + moved * (radius / _norm(moved).clamp_min(1e-12)).clamp_max(1)
+        yield (x := _clip(x, clip))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """L2 norm of each image, (B, 1, ...)."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+
+
+def sample(E: Energy, x: Tensor, step, generator: torch.Generator | None = None, low: float = -1.0,
+           **changes) -> Iterator[Tensor]:
+    """The chain that a run's `step` configuration describes (lib.params.Step): one cell of the table. Images are in
+    [low, 1]; `changes` replace arguments of the sampler (K, while it grows)."""
+    own = step.arguments(low) | changes
     return SAMPLERS[step.kind](E, x, generator=generator, **own)
 
 
-SAMPLERS = {"sgld": sgld, "proximal": proximal_sgld, "pyld": pyld}
+SAMPLERS = {"sgld": sgld, "proximal": proximal_sgld, "pyld": pyld, "pgd": pgd}
 
 
 def _inside(x: Tensor, clip: tuple[float, float]) -> bool:

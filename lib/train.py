@@ -28,10 +28,11 @@ from tqdm import tqdm
 from lib import ROOT, attacks, checkpoint, data, inits, losses, networks, params, samplers
 from lib.buffer import ReplayBuffer
 from lib.energy import Energy, energy
+from lib.sam import SAM
 
 DIVERGED = 1e8          # |loss| above which the official codes call a run diverged
 COLUMNS = ("iteration", "epoch", "loss", "cross_entropy", "energy_real", "energy_sample", "accuracy",
-           "grad_norm", "lr", "holdout_accuracy", "seconds")
+           "grad_norm", "lr", "holdout_accuracy", "K", "auc", "travelled", "seconds")
 
 
 class Trainer:
@@ -45,20 +46,24 @@ class Trainer:
         self.precision = resolve_precision(run.precision, self.device)
         self.iteration, self.seconds, self.rollbacks = 0, 0.0, 0
         torch.manual_seed(seed)                                  # weight initialisation draws from the global stream
-        n = run.network
-        self.model = networks.build(n.kind, depth=n.depth, widen=n.widen, norm=n.norm, classes=len(split.classes),
-                                    channels=split.shape[0]).to(self.device)
+        self.model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
+                                    size=split.shape[1]).to(self.device)
         self.energy = Energy(self.model, precision=self.precision)
-        self.optimizer = optimizer(self.model.parameters(), run.update)
+        self.optimizer = optimizer(self.model, run.update)
         self.seed(seed)
-        self.stream = data.Stream(split.x_train.to(self.device), split.y_train.to(self.device),
-                                  run.update.batch, run.augment, seed)
-        u = run.update
+        u, images = run.update, (split.x_train.to(self.device), split.y_train.to(self.device))
+        self.stream = data.Stream(*images, u.batch, run.augment, seed, run.low)
+        self.plain = None                                        # p(x)'s own batches, in another order, as they are
+        if run.augment.branches == "classify":
+            self.plain = data.Stream(*images, u.batch, run.augment.model_copy(update={"kind": "none"}), seed + 7919, run.low)
         self.iterations = u.iterations or math.ceil(u.epochs * self.stream.per_epoch)
-        self.start = self.buffer = None
+        self.start = self.buffer = self.progress = None
         if run.start:
-            self.start = start_of(run.start.kind, split, self.device)
-            self.buffer = ReplayBuffer.filled(run.start.buffer, self.start, self.rng, self.device)
+            self.start = start_of(run, split, self.device)
+            if run.start.kind != "images":
+                self.buffer = ReplayBuffer.filled(run.start.buffer, self.start, self.rng, self.device)
+            if run.step.kind == "pgd":
+                self.progress = Progress(run.step, self.iterations)
 
     def seed(self, seed: int) -> None:
         """Two streams: `rng` on the CPU for indices and starts, `noise` on the device for everything dense."""
@@ -69,19 +74,46 @@ class Trainer:
         """One update: batch, samples, loss, weights. Returns scalars on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.run.update, self.iteration, self.iterations)
-        self.model.train()
+        self.model.train(self.progress is None)                  # AT-EBM: batch norm in evaluation mode throughout
         x, y = self.stream(self.iteration, self.noise)
-        x_minus = self.sample() if self.run.step else None
+        x_plus = self.plain(self.iteration, self.noise)[0] if self.plain else x
+        x_minus, moved = None, {}
+        if self.progress:
+            x_plus, x_minus, moved = self.perturb(x_plus)
+        elif self.run.step:
+            x_minus = self.sample()
         if self.run.adversary:
-            x = self.attack(x, y)
+            x = x_plus = self.attack(x, y)
+
+        def closure():
+            loss, numbers = self.loss(x, y, x_plus, x_minus)
+            loss.backward()
+            numbers["grad_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(
+                [p.grad for p in self.model.parameters() if p.grad is not None])))
+            return {"loss": loss.detach(), **numbers}
+
         self.optimizer.zero_grad()
-        loss, numbers = self.loss(x, y, x_minus)
-        loss.backward()
-        numbers["grad_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None])))
-        self.optimizer.step()
+        numbers = self.optimizer.step(closure) if self.run.update.sam else closure()
+        if not self.run.update.sam:
+            self.optimizer.step()
+        if self.progress:
+            self.progress.record(self.iteration, numbers["auc"])
         self.iteration += 1
-        return {"loss": loss.detach(), **numbers}
+        return {**numbers, **moved}
+
+    def perturb(self, x: Tensor) -> tuple[Tensor, Tensor, dict]:
+        """AT-EBM, Algorithm 1, lines 2 and 3: fresh p0 images moved down E by K steps; in the code, real images x a
+        little up. Returns both, and how far the former travelled (L2, mean)."""
+        step, K = self.run.step, self.progress.K(self.iteration)
+        x0 = self.start.draw(len(x), self.rng)
+        x_star = x0
+        if K:
+            x_star = samplers.last(samplers.sample(self.energy, x0, step, low=self.run.low, K=K))
+        if step.real:
+            x = samplers.last(samplers.pgd(self.energy, x, K=step.real.steps, alpha=step.alpha, radius=step.real.radius,
+                                           clip=(self.run.low, 1.0), climb=True))
+        travelled = (x_star - x0).flatten(1).norm(dim=1).mean()
+        return x, x_star, {"travelled": travelled, "K": torch.tensor(float(K))}
 
     def sample(self) -> Tensor:
         """x^-: buffer and p0, the chain, back into the buffer (JEM++ Algorithm 2, lines 3, 4 and 6)."""
@@ -99,14 +131,19 @@ class Trainer:
         self.model.train()
         return x
 
-    def loss(self, x: Tensor, y: Tensor, x_minus: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The joint loss; one forward of the real batch serves p(y|x) and p(x). The real batch comes last, so
-        that batch norm's running statistics, which the test uses, end on real images."""
-        nan = torch.full((), math.nan, device=x.device)
+    def loss(self, x: Tensor, y: Tensor, x_plus: Tensor, x_minus: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The run's loss on a batch (x, y) for p(y|x), one for p(x) (x_plus, usually x itself), and samples x_minus.
+
+        Where x_plus is x, one forward serves both. Real batches come last, so that batch norm's running
+        statistics, which the test uses, end on real images.
+        """
+        w, nan = self.run.loss, torch.full((), math.nan, device=x.device)
         e_minus = self.energy(x_minus) if x_minus is not None else None
+        if not w.classify:
+            return self.unlabelled_loss(x_plus, e_minus)
+        e_plus = self.energy(x_plus) if x_plus is not x else None
         logits = self.energy.logits(x)
-        e_plus = energy(logits)
-        w = self.run.loss
+        e_plus = energy(logits) if e_plus is None else e_plus
         if x_minus is None:
             loss = w.classify * losses.classification(logits, y)
         else:
@@ -117,10 +154,23 @@ class Trainer:
                        "accuracy": (logits.argmax(1) == y).float().mean()}
         return loss, numbers
 
+    def unlabelled_loss(self, x: Tensor, e_minus: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """AT-EBM's loss: real against perturbed images, and R1 on the real ones; or (Sec. 5.3) the EBM objective."""
+        w = self.run.loss
+        e_plus = self.energy(x.requires_grad_(bool(w.r1)))
+        loss = w.discriminate * losses.real_vs_perturbed(e_plus, e_minus) + w.generate * losses.contrastive(e_plus, e_minus)
+        if w.r1:
+            loss = loss + w.r1 * losses.r1(e_plus, x)
+        with torch.no_grad():
+            numbers = {"cross_entropy": losses.real_vs_perturbed(e_plus, e_minus), "energy_real": e_plus.mean(),
+                       "energy_sample": e_minus.mean(), **told_apart(e_plus, e_minus)}
+        return loss, numbers
+
     def state_dict(self) -> dict:
         return {"iteration": self.iteration, "seconds": self.seconds, "rollbacks": self.rollbacks,
                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "buffer": self.buffer.images if self.buffer else None,
+                "progress": self.progress.state_dict() if self.progress else None,
                 "rng": self.rng.get_state(), "noise": self.noise.get_state()}
 
     def load_state_dict(self, s: dict) -> None:
@@ -129,28 +179,77 @@ class Trainer:
         self.optimizer.load_state_dict(s["optimizer"])
         if self.buffer:
             self.buffer.images = s["buffer"].to(self.device)
+        if self.progress:
+            self.progress.load_state_dict(s["progress"])
         self.rng.set_state(s["rng"].cpu())
         self.noise.set_state(s["noise"].cpu())
 
     @torch.no_grad()
     def holdout_accuracy(self) -> float:
-        """Accuracy on the held-out training images, batch norm by its running statistics."""
+        """Accuracy on the held-out training images, batch norm by its running statistics; NaN for no classifier."""
         x, y = self.split.x_hold, self.split.y_hold
-        if not len(x):
+        if not len(x) or not self.run.loss.classify:
             return math.nan
         self.model.eval()
         g = torch.Generator(self.device).manual_seed(0)
         hits = 0
         for a, b in zip(x.split(500), y.split(500)):
-            a = data.with_noise(data.to_range(a.to(self.device)), self.run.augment.noise, g)
+            a = data.with_noise(data.to_range(a.to(self.device), self.run.low), self.run.augment.noise, g)
             hits += (self.energy.logits(a).argmax(1).cpu() == b).sum().item()
         return hits / len(x)
 
 
-def optimizer(parameters, u: params.Update) -> torch.optim.Optimizer:
+class Progress:
+    """AT-EBM's K, growing from 0 to step.K, or fixed (lib.params.Progress). `record` is told every iteration's AUC.
+
+    The AUC rule looks once in ten iterations, so as to wait for the device no more often.
+    """
+
+    def __init__(self, step: params.Step, iterations: int):
+        self.step, self.iterations = step, iterations
+        self.k, self.since, self.aucs = 0, 0, []                 # since: the iteration at which K became k
+
+    def K(self, i: int) -> int:
+        """The number of PGD steps at iteration i, counted from 0."""
+        rule = self.step.progress
+        if rule is None:
+            return self.step.K
+        return i * (self.step.K + 1) // self.iterations if rule.kind == "linear" else self.k
+
+    def record(self, i: int, auc: Tensor) -> None:
+        rule = self.step.progress
+        if rule is None or rule.kind == "linear" or self.k == self.step.K:
+            return
+        self.aucs = [*self.aucs, auc.detach()][-rule.window:]
+        held = i + 1 - self.since
+        passed = held >= rule.window and held % 10 == 0 and torch.stack(self.aucs).mean().item() > rule.threshold
+        if passed or held == rule.hold:
+            self.k, self.since, self.aucs = self.k + 1, i + 1, []
+
+    def state_dict(self) -> dict:
+        return {"k": self.k, "since": self.since, "aucs": torch.stack(self.aucs).cpu() if self.aucs else torch.empty(0)}
+
+    def load_state_dict(self, s: dict) -> None:
+        self.k, self.since, self.aucs = s["k"], s["since"], list(s["aucs"])
+
+
+def told_apart(e_plus: Tensor, e_minus: Tensor) -> dict[str, Tensor]:
+    """How well E tells real from perturbed: accuracy of D = sigmoid(-E) at 1/2, and the area under the ROC curve
+    (the share of pairs in the right order). Scalars on the device."""
+    pairs = e_minus[None, :] - e_plus[:, None]
+    return {"accuracy": ((e_plus < 0).float().mean() + (e_minus >= 0).float().mean()) / 2,
+            "auc": (pairs > 0).float().mean() + (pairs == 0).float().mean() / 2}
+
+
+def optimizer(model: torch.nn.Module, u: params.Update) -> torch.optim.Optimizer | SAM:
+    """The optimiser that `update` describes; SAM's second pass leaves batch norm's running statistics alone."""
     if u.optimizer == "adam":
-        return torch.optim.Adam(parameters, u.lr, u.betas, weight_decay=u.weight_decay)
-    return torch.optim.SGD(parameters, u.lr, u.momentum, weight_decay=u.weight_decay)
+        base = torch.optim.Adam(model.parameters(), u.lr, u.betas, weight_decay=u.weight_decay)
+    else:
+        base = torch.optim.SGD(model.parameters(), u.lr, u.momentum, weight_decay=u.weight_decay)
+    if not u.sam:
+        return base
+    return SAM(base, u.sam.rho, u.sam.adaptive, second_pass=lambda: networks.batch_statistics(model))
 
 
 def learning_rate(u: params.Update, i: int, total: int) -> float:
@@ -162,9 +261,12 @@ def learning_rate(u: params.Update, i: int, total: int) -> float:
     return u.lr * warm * u.decay ** sum(i >= m * total for m in u.milestones)
 
 
-def start_of(kind: str, split: data.Split, device):
-    """p0 of a run: JEM's uniform noise or JEM++'s class Gaussians."""
-    return inits.Uniform(split.shape) if kind == "uniform" else split.gaussians.to(device)
+def start_of(run: params.Run, split: data.Split, device):
+    """p0 of a run: JEM's uniform noise, JEM++'s class Gaussians, or AT-EBM's images of another kind."""
+    kind = run.start.kind
+    if kind == "images":
+        return inits.Images(data.to_range(data.load_p0(run.profile, run.start.set), run.low).to(device))
+    return inits.Uniform(split.shape, run.low) if kind == "uniform" else split.gaussians.to(device)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -221,7 +323,7 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None) -> dict:
         row = {k: sum(v) / len(v) for k, v in values.items()}
         row |= {"iteration": i, "epoch": i / trainer.stream.per_epoch, "seconds": trainer.seconds,
                 "lr": trainer.optimizer.param_groups[0]["lr"], "holdout_accuracy": math.nan}
-        if i % run.validate_every == 0 or end:
+        if (i % run.validate_every == 0 or end) and run.loss.classify:
             row["holdout_accuracy"] = trainer.holdout_accuracy()
         began = time.perf_counter()                             # validation is not training time
         rows.append(row)

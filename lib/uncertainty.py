@@ -72,15 +72,16 @@ def ece(confidence, correct, bins: int = 20) -> float:
 
 
 # --------------------------------------------------------------------------------------------------- detection
-def scores(model, x: Tensor, which: str, device="cpu") -> np.ndarray:
+def scores(model, x: Tensor, which: str, device="cpu", low: float = -1.0) -> np.ndarray:
     """How much of an inlier each image is: (n,), higher is more so. x: uint8 (n, C, H, W).
 
     which: 'log_p_x', -E(x) = log p(x) + log Z in nats (log Z is one number: ranks do not need it), or 'max_p_y', the
-    confidence max_y p(y|x), which ties at exactly 1 in single precision. Evaluation mode, no gradient.
+    confidence max_y p(y|x), which ties at exactly 1 in single precision. Evaluation mode, no gradient; the model sees
+    images in [low, 1].
     """
     if which not in SCORES:
         raise ValueError(f"score {which!r}: expected one of {', '.join(SCORES)}")
-    logits = metrics.logits_of(model, x, device=device)
+    logits = metrics.logits_of(model, x, device=device, low=low)
     return (-energy(logits) if which == "log_p_x" else log_p_y(logits).exp().amax(1)).numpy()
 
 
@@ -122,50 +123,3 @@ def bootstrap_statistic(statistic: Callable[..., float], *arrays, level: float =
         values.append(statistic(*(a[i] for a, i in zip(arrays, picks * len(arrays) if paired else picks))))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-# ------------------------------------------------------------------------------ images of another kind, all uint8
-def interpolated(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The papers' "Interp": means of two random images. x uint8 (n, C, H, W) with n >= 2 -> the same shape.
-
-    Each image serves twice, never with itself.
-    """
-    if len(x) < 2:
-        raise ValueError(f"interpolated: {len(x)} images; expected at least two")
-    order = torch.randperm(len(x), generator=generator)
-    a, b = x[order], x[order.roll(1)]
-    return ((a.float() + b.float()) / 2).round().to(torch.uint8)            # half to even: no drift to bright or dark
-
-
-def uniform_noise(n: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
-    """n images of independent uniform bytes: uint8 (n, *shape), shape (C, H, W)."""
-    return torch.randint(256, (n, *shape), generator=generator, dtype=torch.uint8)
-
-
-def dead_leaves(n: int, shape: tuple[int, int, int], generator: torch.Generator | None = None, *, leaves: int = 100,
-                smallest: float = 1 / 16, largest: float = 1 / 2) -> Tensor:
-    """n dead-leaves images: discs of random place and colour, each covering those before it; uint8 (n, *shape).
-
-    Radii have density ~ r^-3, which gives natural images' scale invariance and spectrum (Baradad et al. 2021,
-    "Learning to see by looking at noise"; Lee, Mumford and Huang 2001).
-
-    Args:
-        shape: (C, H, W).   smallest, largest: radii as shares of the longer side.
-        leaves: discs an image; 100 leave some 2 % of the background, itself of a random colour, to be seen.
-    """
-    C, H, W = shape
-    u = torch.rand(3, n, leaves, generator=generator)
-    cy, cx = u[0] * H, u[1] * W                                                     # (n, leaves)
-    # r^2, r from the inverse of the power law's distribution function
-    r2 = max(H, W) ** 2 / (smallest ** -2 - u[2] * (smallest ** -2 - largest ** -2))
-    colours = torch.randint(256, (n, leaves + 1, C), generator=generator, dtype=torch.uint8)
-    dy2 = (torch.arange(H) + 0.5 - cy[..., None]) ** 2                              # (n, leaves, H)
-    dx2 = (torch.arange(W) + 0.5 - cx[..., None]) ** 2                              # (n, leaves, W)
-    top = torch.zeros(n, H, W, dtype=torch.long)                                    # which leaf is seen; 0: none
-    for part in torch.arange(n).split(250):                                         # small enough for the cache
-        seen = top[part[0]:part[-1] + 1]
-        for k in range(leaves):
-            inside = dy2[part, k, :, None] + dx2[part, k, None, :] < r2[part, k, None, None]
-            seen.masked_fill_(inside, k + 1)
-    b = torch.arange(n)[:, None, None]
-    return colours[b, top].permute(0, 3, 1, 2).contiguous()

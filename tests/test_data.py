@@ -123,3 +123,74 @@ def test_crop_flip_moves_by_at_most_the_pad(rng):
     rows, cols = y[:, 0].flatten(1).argmax(1) // 8, y[:, 0].flatten(1).argmax(1) % 8
     assert rows.min() == 2 and rows.max() == 6
     assert cols.min() == 1 and cols.max() == 6            # flipped: column 4 becomes 3, then moves too
+
+
+# -------------------------------------------------------------------------------------- AT-EBM: ranges, classes, p0
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_bytes_survive_both_ranges(low):
+    x = torch.arange(256, dtype=torch.uint8)
+    y = data.to_range(x, low)
+    assert y.min() == low and y.max() == 1 and torch.equal(data.to_bytes(y, low), x)
+
+
+def test_one_class_plays_a_data_set():
+    whole = data.prepare(params.Data(name="fashion_mnist", size=8, train=None))
+    boots = data.prepare(params.Data(name="fashion_mnist", size=8, classes=(9,)))
+    assert boots.classes == ("Boot",) and "Fashion-MNIST Boot 8x8 (1,000" in boots.title
+    own = {i.numpy().tobytes() for i in whole.x_train[whole.y_train == 9]}
+    assert {i.numpy().tobytes() for i in boots.x_train} == own and set(boots.y_train.tolist()) == {0}
+    pair = data.prepare(params.Data(name="fashion_mnist", size=8, classes=(8, 0)))
+    assert pair.classes == ("Bag", "T-shirt") and set(pair.y_train.tolist()) == {0, 1}
+    with pytest.raises(data.DataError, match="expected different numbers from 0 to 9"):
+        data.prepare(params.Data(name="fashion_mnist", size=8, classes=(9, 12)))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_p0_holds_no_image_of_the_data(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    (tmp_path / "artifacts" / profile / "data").mkdir(parents=True)
+    embedded = data.embedded
+    monkeypatch.setattr(data, "embedded", lambda name, folder: embedded(name, params.ROOT / "data" / "embedded"))
+    splits = {}
+    for role in ("primary", "second", "faces"):
+        splits[role] = data.prepare(params.data(profile, role))
+        data.save(splits[role], data.path_of(profile, role))
+    real = {i.numpy().tobytes() for s in ("primary", "faces") for part in ("x_train", "x_hold", "x_test")
+            for i in getattr(splits[s], part)}
+    sizes = params.scale(profile)["p0"]
+    for name, wanted in sizes.items():
+        p0 = data.make_p0(profile, name)
+        assert len(p0) == sum(n for k, n in wanted.items() if k != "like") and p0.shape[1:] == splits["primary"].shape
+        assert not real & {i.numpy().tobytes() for i in p0}
+        assert torch.equal(p0, data.make_p0(profile, name)), "one seed, one set"
+    assert len(sizes) == 4
+
+
+def test_p0_must_be_another_data_set(monkeypatch):
+    scale = {"data": {"primary": {"name": "mnist", "size": 8}}, "p0": {"bad": {"like": "primary", "primary": 5}}}
+    monkeypatch.setattr(params, "scale", lambda *a: scale)
+    monkeypatch.setattr(data, "load", lambda *a: data.Split("mnist", *[torch.zeros(9, 1, 8, 8, dtype=torch.uint8)] * 6, None))
+    with pytest.raises(data.DataError, match="p0.bad.primary: 5 wanted.*expected another data set than primary"):
+        data.make_p0("smoke", "bad")
+
+
+def test_image_folders(tmp_path):
+    from PIL import Image
+    g = np.random.default_rng(0)
+    (tmp_path / "a").mkdir()
+    for i in range(20):                                          # wide images: the centre is cut out
+        image = np.zeros((300, 500, 3), np.uint8)
+        image[:, 100:400] = 10 * i
+        image[0, 250] = g.integers(0, 255, 3)
+        Image.fromarray(image).save(tmp_path / ("a" if i % 2 else ".") / f"{i:02d}.png")
+    config = params.Data(name="afhq_cat", source="folder", size=256, folder=str(tmp_path))
+    split = data.prepare(config)
+    assert split.x_train.shape == (18, 3, 256, 256) and split.x_test.shape == (2, 3, 256, 256) and split.gaussians is None
+    assert split.title == "AFHQ-CAT 256x256 (18 training images)" and split.classes == ("cat",)
+    flat = split.x_train.flatten(1).float()
+    assert (flat.std(1) < 12).all() and set(flat.median(1).values.round().int().tolist()) <= set(range(0, 200, 10))
+    (tmp_path / "a" / "99.png").write_bytes(b"no image")
+    with pytest.raises(data.DataError, match="99.png is no readable image"):
+        data.prepare(config)
+    with pytest.raises(data.DataError, match="has 0 images: expected the .png or .jpg files of CelebA-HQ"):
+        data.prepare(params.Data(name="celeba_hq", source="folder", size=256, folder=str(tmp_path / "none")))

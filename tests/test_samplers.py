@@ -87,3 +87,33 @@ def test_one_generator_seed_one_chain():
         return samplers.last(samplers.sgld(quadratic, torch.zeros(3, 2), K=5, alpha=0.1, noise=0.5,
                                            generator=torch.Generator().manual_seed(seed)))
     assert torch.equal(chain(3), chain(3)) and not torch.equal(chain(3), chain(4))
+
+
+def test_pgd_steps_have_one_length(rng):
+    for scale in (1e-6, 1.0, 1e6):                                       # whatever the energy's scale
+        x = torch.randn(50, 2, generator=rng) * 5
+        path = [x, *samplers.pgd(lambda v: scale * quadratic(v), x, K=4, alpha=0.1, clip=None)]
+        for a, b in zip(path, path[1:]):
+            assert torch.allclose((b - a).norm(dim=1), torch.full((50,), 0.1), atol=1e-5)
+        assert (quadratic(path[-1]) < quadratic(x)).all()
+
+
+def test_pgd_stays_in_ball_and_range(rng):
+    x = torch.rand(20, 1, 4, 4, generator=rng)
+    E = lambda v: -(v.flatten(1) @ torch.linspace(-1, 1, 16))            # noqa: E731  a linear energy
+    for y in samplers.pgd(E, x, K=30, alpha=0.3, radius=0.7):
+        assert (y - x).flatten(1).norm(dim=1).max() <= 0.7 + 1e-5 and y.min() >= 0 and y.max() <= 1
+    free = samplers.last(samplers.pgd(E, x, K=30, alpha=0.3, radius=0.7, clip=None))
+    direction = torch.linspace(-1, 1, 16) / torch.linspace(-1, 1, 16).norm()
+    assert torch.allclose((free - x).flatten(1), 0.7 * direction.expand(20, 16), atol=1e-4), "the ball's known optimum"
+
+
+def test_pgd_climbs_when_told_to(rng):
+    x = torch.rand(10, 2, generator=rng)
+    up = samplers.last(samplers.pgd(quadratic, x, K=3, alpha=0.1, clip=None, climb=True))
+    assert (quadratic(up) > quadratic(x)).all()
+
+
+def test_pgd_on_a_flat_energy_stays(rng):
+    x = torch.rand(3, 2, generator=rng)
+    assert torch.equal(samplers.last(samplers.pgd(lambda v: (0 * v).sum(1), x, K=3, alpha=0.1)), x)
