@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lab book clean help
+.PHONY: repro pipeline test lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
@@ -25,11 +25,13 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 JOBS ?= $(shell $(PYTHON) -c "import os, shutil; print(1 if shutil.which('nvidia-smi') else os.cpu_count())")
 STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i = NR; i; i--) print a[i]}'
 repro: $(VENV)/.ready
-	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else \
-	$(PY) -m dvc repro data notebook-01 && echo "First pictures: notebooks/01_energies_in_2d.ipynb" && \
+	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else $(MAKE) --no-print-directory pipeline; fi
+
+pipeline:                # of `repro`, without the set-up: make pipeline PY=python, in an environment of your own
+	@$(PY) -m dvc repro data notebook-01 && echo "First pictures: notebooks/01_energies_in_2d.ipynb" && \
 	for kind in train@ evaluate@ apply@ notebook-; do \
-	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc repro -s || exit 1; \
-	done && $(PY) -m dvc repro; fi
+	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc --wait-for-lock repro -s || exit 1; \
+	done && $(PY) -m dvc repro
 
 test: $(VENV)/.ready
 	$(PY) -m pytest

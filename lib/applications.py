@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import ROOT, attacks, data, evaluate, metrics, outliers, params, purification, uncertainty
+from lib import ROOT, attacks, data, evaluate, metrics, outliers, params, purification, train, uncertainty
 from lib import worst_case as attack_on
+from lib.energy import Energy
 
 BINS = 40       # of the histograms of log p(x)
 MEASURES = ("robustness", "ood", "purified", "worst_case")
@@ -31,7 +32,7 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
     found = {}
     for other in params.scale(profile)["data"]:
         p = params.data(profile, other)
-        if other == role or p is None:
+        if other == role or p is None or p.name == split.name:          # one class of the data is no other data
             continue
         images = data.load(profile, other)
         if images.shape == split.shape:
@@ -42,10 +43,11 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
     return found
 
 
-def detection(model, inside: Tensor, outside: dict[str, Tensor], device="cpu") -> dict:
-    """AUROC of both scores against each set, with bootstrap intervals, and histograms of log p(x) + log Z (nats)."""
-    own = {s: uncertainty.scores(model, inside, s, device) for s in uncertainty.SCORES}
-    theirs = {name: {s: uncertainty.scores(model, x, s, device) for s in own} for name, x in outside.items()}
+def detection(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tensor], device="cpu") -> dict:
+    """AUROC of each score against each set, with bootstrap intervals, and histograms of log p(x) + log Z (nats)."""
+    model, low = trained.model, trained.run.low
+    own = {s: uncertainty.scores(model, inside, s, device, low) for s in scores_of(trained)}
+    theirs = {name: {s: uncertainty.scores(model, x, s, device, low) for s in own} for name, x in outside.items()}
     out = {"auroc": {}, "images": {"inside": len(inside), **{k: len(v) for k, v in outside.items()}}}
     for name, scores in theirs.items():
         out["auroc"][name] = {}
@@ -57,6 +59,11 @@ def detection(model, inside: Tensor, outside: dict[str, Tensor], device="cpu") -
     count = {name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
              for name, v in [("inside", own["log_p_x"]), *((k, t["log_p_x"]) for k, t in theirs.items())]}
     return {**out, "histogram": {"edges": edges.tolist(), "count": count}}
+
+
+def scores_of(trained: evaluate.Trained) -> tuple[str, ...]:
+    """Classifiers have two scores, AT-EBM's one logit has log p(x) alone."""
+    return uncertainty.SCORES if trained.model.head.out_features > 1 else uncertainty.SCORES[:1]
 
 
 def robustness(model, x: Tensor, y: Tensor, sizes: dict, device="cpu") -> dict:
@@ -75,15 +82,16 @@ def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="
     """Accuracy of the defended classifier, purified by the model's own chain, under PGD, EOT and BPDA (SADA-JEM Sec. 4.4):
     norm -> radii (255ths) and attack -> accuracies; 'undefended' is plain PGD on the bare classifier."""
     s = sizes["purified"]
-    n = min(s["images"], len(split.x_test))
-    x, y, out = split.x_test[:n], split.y_test[:n], {"images": n, "sizes": s}
+    n, precision = min(s["images"], len(split.x_test)), train.resolve_precision("auto", torch.device(device))
+    energy = Energy(trained.model, precision=precision)
+    x, y, out = split.x_test[:n], split.y_test[:n], {"images": n, "sizes": s, "precision": precision}
     for norm in attacks.NORMS:
         radii = [2 * r / 255 for r in s[norm]]
         out[norm] = {"radii": s[norm], "undefended": attacks.robust_accuracy(
             trained.model, x, y, radii, norm, s["attack_steps"], by="ours", device=device)}
         for attack in purification.ATTACKS:
             out[norm][attack] = purification.purified_accuracy(
-                trained.energy(), x, y, radii, norm, attack=attack, steps=s["steps"], alpha=s["alpha"], noise=s["noise"],
+                energy, x, y, radii, norm, attack=attack, steps=s["steps"], alpha=s["alpha"], noise=s["noise"],
                 attack_steps=s["attack_steps"], attack_chains=s["attack_chains"], defend_chains=s["defend_chains"],
                 device=device)
     return out
@@ -94,8 +102,7 @@ def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Ten
     is in units of the [0, 1] range, whichever the model works in. AT-EBM has one score, log p(x); classifiers have two."""
     s, low, out = sizes["worst_case"], trained.run.low, {}
     radius = s["radius"] * (1 - low)
-    single = trained.model.head.out_features == 1
-    for name in (uncertainty.SCORES[:1] if single else uncertainty.SCORES):
+    for name in scores_of(trained):
         score = {"log_p_x": attack_on.log_p_x, "max_p_y": attack_on.max_p_y}[name](trained.model)
         own = attack_on.worst_case_scores(score, inside, epsilon=0, low=low, device=device)
         out[name] = {}
@@ -122,7 +129,7 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
     n = min(sizes["attacked"], len(split.x_test))
     outside = ood_sets(run.profile, run.data, sizes["ood"])
     measure = {"robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
-               "ood": lambda: detection(trained.model, split.x_test, outside, device),
+               "ood": lambda: detection(trained, split.x_test, outside, device),
                "purified": lambda: hardened(trained, split, sizes, device),
                "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, device)}
     return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}

@@ -299,43 +299,34 @@ def load(profile: str, role: str = "primary") -> Split:
 
 
 # ------------------------------------------------------------------------------ p0: where AT-EBM's chains start
-def p0_path(profile: str, name: str) -> Path:
-    return ROOT / "artifacts" / profile / "data" / f"p0_{name}.pt"
+MADE = {"noise": outliers.uniform_noise, "leaves": outliers.dead_leaves, "discs": outliers.discs}
 
 
-def make_p0(profile: str, name: str, seed: int = 0) -> Tensor | None:
-    """One set of `scales.<profile>.p0`: images uint8 (n, C, H, W), shuffled, as many of each source as it asks for:
-    `noise`, `leaves`, or the training images of another role. None where this profile lacks a data set it needs.
+def p0(run: params.Run, seed: int = 0) -> Tensor:
+    """The p0 images of a run, uint8 (start.images, C, H, W), shuffled: made ones, and training images of other roles.
 
-    Raises: DataError where a source has too few images, or is the data that the set is to be unlike.
+    Raises: DataError for a source that is the data themselves, is no role of this profile, or has another shape.
     """
-    section = dict(params.scale(profile)["p0"][name])
-    like = section.pop("like")
-    if params.data(profile, like) is None:
-        return None
-    shape, g, parts = load(profile, like).shape, torch.Generator().manual_seed(seed), []
-    for source, n in section.items():
-        if source in ("noise", "leaves"):
-            parts.append({"noise": outliers.uniform_noise, "leaves": outliers.dead_leaves}[source](n, shape, g))
+    shape, g, parts = load(run.profile, run.data).shape, torch.Generator().manual_seed(seed), []
+    ours = params.data(run.profile, run.data).name
+    for source, share in run.start.of.items():
+        n = round(share * run.start.images)
+        if not n:
             continue
-        if params.data(profile, source) is None:
-            return None
-        other = load(profile, source)
-        if other.shape != shape or len(other.x_train) < n or source == like:
-            raise DataError(f"scales.{profile}.p0.{name}.{source}: {n} wanted of {len(other.x_train)} images of shape "
-                            f"{other.shape}; expected another data set than {like}, of shape {shape}, with enough images")
-        parts.append(other.x_train[torch.randperm(len(other.x_train), generator=g)[:n]])
+        if source in MADE:
+            parts.append(MADE[source](n, shape, g))
+            continue
+        where = f"runs.{run.name}.start.of.{source}"
+        p = params.data(run.profile, source)
+        if p is None or p.name == ours:
+            raise DataError(f"{where}: {'no data set of this profile' if p is None else 'the data themselves'}; expected "
+                            f"one of {', '.join(MADE)}, or a role that holds other data")
+        x = load(run.profile, source).x_train
+        if tuple(x.shape[1:]) != shape:
+            raise DataError(f"{where}: images of shape {tuple(x.shape[1:])}; expected {shape}, as {run.data} has")
+        parts.append(x[torch.randperm(len(x), generator=g).repeat(-(-n // len(x)))[:n]])
     images = torch.cat(parts)
     return images[torch.randperm(len(images), generator=g)]
-
-
-def load_p0(profile: str, name: str) -> Tensor:
-    """The prepared p0 images of a profile, uint8 (n, C, H, W). Raises: DataError where there are none."""
-    path = p0_path(profile, name)
-    if not path.exists():
-        have = ", ".join(params.scale(profile).get("p0") or {}) or "none"
-        raise DataError(f"{path} is missing: run `dvc repro data`; sets of scales.{profile}.p0: {have}")
-    return torch.load(path, weights_only=True)
 
 
 def main() -> None:
@@ -350,11 +341,6 @@ def main() -> None:
             split = prepare(p)
             save(split, path_of(profile, role))
             print(f"{role}: {split.title}, {len(split.x_hold):,} held out, {len(split.x_test):,} test images")
-    for name in params.scale(profile).get("p0") or {}:
-        images = make_p0(profile, name)
-        if images is not None:
-            torch.save(images, p0_path(profile, name))
-            print(f"p0 {name}: {len(images):,} images")
 
 
 if __name__ == "__main__":

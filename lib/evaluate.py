@@ -9,6 +9,7 @@ import argparse
 import copy
 import hashlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     out["calibration"] = calibration(logits, split.y_test)
     if trained.buffer is None:
         return out
-    real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
+    real = moments_of_data(reference, split, device)
     out["buffer"] = metrics.quality(trained.buffer, reference.model, real, device, RESAMPLES)
     own = log_p_y(metrics.logits_of(trained.model, trained.buffer, device=device)).exp().numpy()
     kept = metrics.most_confident(own.max(1), own.argmax(1), SHARE)
@@ -99,12 +100,29 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     return out
 
 
+def moments_of_data(reference: Trained, split: data.Split, device="cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the reference's features of training and test images together. They are the same for
+    every run measured by one reference, so they are kept in scratch/, under a hash of all that they depend on."""
+    x = torch.cat([split.x_train, split.x_test])
+    content = hashlib.sha256((reference.folder / "weights.pt").read_bytes() + x.numpy().tobytes()).hexdigest()[:16]
+    path = ROOT / "scratch" / f"moments-{content}.npz"
+    if path.exists():
+        with np.load(path) as f:
+            return f["mean"], f["covariance"]
+    mean, covariance = metrics.moments(metrics.features_of(reference.model, x, device)[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{os.getpid()}-{path.name}")       # another stage may be at the same work
+    np.savez(unfinished, mean=mean, covariance=covariance)
+    os.replace(unfinished, path)
+    return mean, covariance
+
+
 def generated(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
     """AT-EBM: FD-clf and IS-clf of p0 images after `generation.steps` steps, of the same images before, and of the
     weights kept along the way; the binary task at the end of training; the time of an image."""
     how = trained.run.generation
-    real = metrics.moments(metrics.features_of(reference.model, torch.cat([split.x_train, split.x_test]), device)[0])
-    p0, g = data.load_p0(trained.run.profile, trained.run.start.set), torch.Generator().manual_seed(0)
+    real = moments_of_data(reference, split, device)
+    p0, g = data.p0(trained.run), torch.Generator().manual_seed(0)
     sources = p0[torch.randint(len(p0), (how.images,), generator=g)]
     began = time.perf_counter()
     samples = trained.perturb(sources, how.steps, how.alpha)

@@ -23,7 +23,7 @@ def uniform_noise(n: int, shape: tuple[int, int, int], generator: torch.Generato
 
 
 def dead_leaves(n: int, shape: tuple[int, int, int], generator: torch.Generator | None = None, *, leaves: int = 100,
-                smallest: float = 1 / 16, largest: float = 1 / 2) -> Tensor:
+                smallest: float = 1 / 16, largest: float = 1 / 2, black: bool = False) -> Tensor:
     """n dead-leaves images: discs of random place and colour, each covering those before it; uint8 (n, *shape).
 
     Radii have density ~ r^-3, which gives natural images' scale invariance and spectrum (Baradad et al. 2021,
@@ -31,7 +31,8 @@ def dead_leaves(n: int, shape: tuple[int, int, int], generator: torch.Generator 
 
     Args:
         shape: (C, H, W).   smallest, largest: radii as shares of the longer side.
-        leaves: discs an image; 100 leave some 2 % of the background, itself of a random colour, to be seen.
+        leaves: discs an image; 100 leave some 2 % of the background to be seen.
+        black: the background is black; otherwise, of a random colour.
     """
     C, H, W = shape
     u = torch.rand(3, n, leaves, generator=generator)
@@ -39,6 +40,8 @@ def dead_leaves(n: int, shape: tuple[int, int, int], generator: torch.Generator 
     # r^2, r from the inverse of the power law's distribution function
     r2 = max(H, W) ** 2 / (smallest ** -2 - u[2] * (smallest ** -2 - largest ** -2))
     colours = torch.randint(256, (n, leaves + 1, C), generator=generator, dtype=torch.uint8)
+    if black:
+        colours[:, 0] = 0
     dy2 = (torch.arange(H) + 0.5 - cy[..., None]) ** 2                              # (n, leaves, H)
     dx2 = (torch.arange(W) + 0.5 - cx[..., None]) ** 2                              # (n, leaves, W)
     top = torch.zeros(n, H, W, dtype=torch.long)                                    # which leaf is seen; 0: none
@@ -49,3 +52,8 @@ def dead_leaves(n: int, shape: tuple[int, int, int], generator: torch.Generator 
             seen.masked_fill_(inside, k + 1)
     b = torch.arange(n)[:, None, None]
     return colours[b, top].permute(0, 3, 1, 2).contiguous()
+
+
+def discs(n: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
+    """n images of six large dead leaves on black: shapes without a meaning, uint8 (n, *shape)."""
+    return dead_leaves(n, shape, generator, leaves=6, smallest=1 / 8, black=True)

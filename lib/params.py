@@ -68,12 +68,15 @@ class Start(Section):
     kind: Literal["uniform", "gaussians", "images"]
     buffer: Count = 10_000                              # |B|; images: no buffer, every chain is a fresh image
     reinit: Share = 0.05                                # rho: share of chains started afresh
-    set: str | None = None                              # images: which of `scales.<profile>.p0`
+    of: dict[str, Share] | None = None                  # images: source -> share; noise, leaves, discs, or a role
+    images: Count = 8_000                               # images: how many there are
 
     @model_validator(mode="after")
     def _consistent(self):
-        if (self.kind == "images") != (self.set is not None):
-            raise ValueError(f"start kind {self.kind!r} with set {self.set!r}: a set of p0 images goes with kind images")
+        if (self.kind == "images") != (self.of is not None):
+            raise ValueError(f"start kind {self.kind!r} of {self.of!r}: kind images, and no other, says what p0 is made of")
+        if self.of and abs(sum(self.of.values()) - 1) > 1e-6:
+            raise ValueError(f"start.of: the shares {self.of} add up to {sum(self.of.values()):g}; expected 1")
         return self
 
 

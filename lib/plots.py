@@ -218,8 +218,8 @@ def loss_and_likelihood(losses, nll, floor: float) -> plt.Figure:
 
 
 # ------------------------------------------------------------------------------------------------- landscapes
-def landscape_lines(at, lines: dict, ylabel: str = "rise of mean E (nats)", common: str = "log", columns: int = 3,
-                    xlabel: str = "step $a$ along a direction") -> plt.Figure:
+def landscape_lines(at, lines: dict, quantity: str = "mean E", unit: str = "nats", common: str = "log",
+                    columns: int | None = None, xlabel: str = "step $a$ along a direction") -> plt.Figure:
     """One panel per model, each with its own y axis, and a last one with all on one.
 
     at: (K,), with 0 in it.   lines: label -> values (K,) or (directions, K); drawn is their rise over the centre.
@@ -234,15 +234,15 @@ def landscape_lines(at, lines: dict, ylabel: str = "rise of mean E (nats)", comm
     for label, values in lines.items():
         values = np.atleast_2d(np.asarray(values, float))
         rises[label] = values - values[:, centre:centre + 1]
-    columns = min(columns, len(rises) + 1)
+    columns = columns or (2 if len(rises) in (1, 3) else 3)
     rows = -(-(len(rises) + 1) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows + 0.3), squeeze=False)
     last = axes.flat[len(rises)]
     for i, ((label, rise), ax) in enumerate(zip(rises.items(), axes.flat)):
         colour = PALETTE[i % len(PALETTE)]
         ax.axhline(0, color="grey", lw=1)
         ax.plot(at, rise.T, color=colour, lw=2)
-        ax.set(title=label, xlabel=xlabel, ylabel=ylabel)
+        ax.set(title=label, xlabel=xlabel, ylabel=f"rise of {quantity} ({unit})")
         for k, one in enumerate(rise):
             name = label if k == 0 else None
             if common == "linear":
@@ -251,38 +251,385 @@ def landscape_lines(at, lines: dict, ylabel: str = "rise of mean E (nats)", comm
             size = np.where(one == 0, np.nan, np.abs(one))                  # the centre has no logarithm
             last.plot(at, size, color=colour, lw=2, ls=(0, (2, 2)))
             last.plot(at, np.where(one > 0, size, np.nan), color=colour, lw=2, label=name)
-    last.set(title="all, one scale", xlabel=xlabel, ylabel=f"|{ylabel}|" if common == "log" else ylabel, yscale=common)
-    last.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    last.set(title="all, one scale", xlabel=xlabel, ylabel=f"rise of {quantity} ({unit})", yscale=common)
+    if common == "log":                                             # without a floor, a crossing of zero sets the scale
+        last.set(title="all, one scale (dashed: falls)", ylabel=f"|rise| ({unit})")
+        largest = [np.nanmax(np.abs(rise[np.isfinite(rise)]), initial=0) for rise in rises.values()]
+        last.set_ylim(bottom=min([m for m in largest if m > 0], default=1.0) / 100)
+    fig.legend(loc="outside lower center", ncols=min(len(rises), 2 * columns))
     for ax in axes.flat[len(rises) + 1:]:
         ax.set_axis_off()
     plt.close(fig)
     return fig
 
 
-def landscape_surfaces(at, surfaces: dict, zlabel: str = "mean E (nats)", columns: int = 3, width: float = 4.6,
-                       elev: float = 28, azim: float = -55) -> plt.Figure:
-    """One 3D surface per model, each on its own z scale: the title gives the range, in the unit of zlabel.
+def landscape_surfaces(at, surfaces: dict, quantity: str = "mean E", unit: str = "nats", columns: int = 3,
+                       width: float = 4.6, elev: float = 28, azim: float = -55) -> plt.Figure:
+    """One 3D surface per model, each on its own z scale: the title gives its range, maximum minus minimum.
 
     at: (K,), of both directions.   surfaces: label -> (K, K), [i, j] at at[i] d1 + at[j] d2 (`landscape.plane`).
     """
     a, b = np.meshgrid(np.asarray(at, float), np.asarray(at, float), indexing="ij")
     columns = min(columns, len(surfaces))
     rows = -(-len(surfaces) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, width * rows), squeeze=False,
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, 0.92 * width * rows), squeeze=False,
                              subplot_kw={"projection": "3d"}, layout="none")
-    fig.subplots_adjust(0.01, 0.03, 0.95, 0.93, wspace=0.08, hspace=0.14)
+    fig.subplots_adjust(0, 0.04, 1 - 0.2 / columns, 1 - 0.14 / rows, wspace=0.08, hspace=0.2)
     for ax, (label, z) in zip(axes.flat, surfaces.items()):
         z = np.ma.masked_invalid(np.asarray(z, float))
         ax.plot_surface(a, b, z, cmap=HEAT, rcount=41, ccount=41, lw=0.2, edgecolor=(1, 1, 1, 0.35), antialiased=True)
-        ax.set_title(f"{label}\nrange {z.max() - z.min():.3g}", y=0.98)
-        ax.set(xlabel="$a_1$", ylabel="$a_2$")
-        ax.set_zlabel(zlabel, labelpad=9)
-        for axis, bins in ((ax.xaxis, 4), (ax.yaxis, 4), (ax.zaxis, 4)):
-            axis.set_major_locator(matplotlib.ticker.MaxNLocator(bins))
+        span = float(z.max() - z.min())
+        ax.set_title(f"{label}\nrange {span:{',.0f' if span >= 100 else '.3g'}} {unit}", y=1.0)
+        ax.set(xlabel="step $a_1$", ylabel="step $a_2$", xticks=[a.min(), 0, a.max()], yticks=[a.min(), 0, a.max()])
+        ax.set_zlabel(f"{quantity} ({unit})", labelpad=14)
+        ax.tick_params(axis="z", pad=6)
+        ax.zaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
             axis.pane.set_facecolor("white")
         ax.view_init(elev, azim)
-        ax.set_box_aspect((1, 1, 0.8), zoom=0.88)
+        ax.set_box_aspect((1, 1, 0.8), zoom=0.95)
     for ax in axes.flat[len(surfaces):]:
         ax.set_axis_off()
+    plt.close(fig)
+    return fig
+
+
+# ---------------------------------------------------------------------------- calibration, detection, robustness
+def reliability_panels(panels: dict, width: float = 3.1) -> plt.Figure:
+    """Reliability diagrams side by side. panels: title -> dict with `accuracy` and `count`, one number (or None) per
+    bin of equal width. Bars: accuracy; orange line: where the images are; dashed: calibrated."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.7), sharey=True, squeeze=False)
+    for ax, (title, p) in zip(axes[0], panels.items()):
+        bins = len(p["accuracy"])
+        heights = [np.nan if v is None else v for v in p["accuracy"]]
+        ax.bar((np.arange(bins) + 0.5) / bins, heights, 1 / bins, color=PALETTE[0], edgecolor="white", label="accuracy")
+        ax.stairs(np.array(p["count"][:bins]) / sum(p["count"]), np.linspace(0, 1, bins + 1), color=PALETTE[1], lw=2,
+                  label="share of images")
+        ax.plot([0, 1], [0, 1], color="black", lw=1, ls="--", label="calibrated")
+        ax.set(xlabel="confidence", title=title, xlim=(0, 1), ylim=(0, 1))
+    axes[0][0].set_ylabel("accuracy, share")
+    axes[0][0].legend(loc="upper left", fontsize="small")
+    plt.close(fig)
+    return fig
+
+
+def score_histograms(rows: dict, others, inside: str = "test images", xlabel: str = "log p(x) + log Z, nats") -> plt.Figure:
+    """A score's histograms in and out of distribution: a row per model, a column per set of outsiders.
+    rows: label -> dict with `edges` (bins + 1,) and `count`, a dict with 'inside' and each of `others` -> (bins,)."""
+    fig, axes = plt.subplots(len(rows), len(others), figsize=(3.1 * len(others), 1.8 * len(rows) + 0.9), squeeze=False,
+                             sharex="row")
+    for row, (label, h) in zip(axes, rows.items()):
+        for ax, other in zip(row, others):
+            for key, colour, name in (("inside", REAL, inside), (other, SAMPLE, "outsiders")):
+                share = np.array(h["count"][key]) / max(sum(h["count"][key]), 1)
+                ax.stairs(share, h["edges"], fill=True, alpha=0.55, color=colour, label=name)
+            ax.set_yticks([])
+        row[0].set_ylabel(label.replace(" (", "\n("))
+    for ax, other in zip(axes[0], others):
+        ax.set_title(other)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    plt.close(fig)
+    return fig
+
+
+def radius_curves(ax, curves: dict, title: str = "", xlabel: str = "radius, 255ths", bands: bool = True) -> None:
+    """Accuracy over an attack's radius, %. curves: label -> dict with `radii`, `accuracy` in [0, 1] and, for the band,
+    `low` and `high`; `style` (arguments of plot) where given. Markers tell coinciding curves apart."""
+    for i, (label, c) in enumerate(curves.items()):
+        style = {"color": PALETTE[i % len(PALETTE)], "marker": "osD^vPX"[i % 7], "ms": 7, "lw": 2} | c.get("style", {})
+        ax.plot(c["radii"], 100 * np.array(c["accuracy"]), label=label, **style)
+        if bands and "low" in c:
+            ax.fill_between(c["radii"], 100 * np.array(c["low"]), 100 * np.array(c["high"]), color=style["color"], alpha=0.12)
+    ax.set(title=title, xlabel=xlabel, ylim=(-2, 102))
+
+
+def captioned_rows(rows: dict, captions: dict, right: dict, width: float = 1.45) -> plt.Figure:
+    """Images in rows with a caption under each, green where `right`, red elsewhere.
+    rows: label -> uint8 (n, C, H, W);   captions: label -> n strings;   right: label -> n booleans."""
+    n = len(next(iter(rows.values())))
+    fig, axes = plt.subplots(len(rows), n, figsize=(width * n + 0.9, (width + 0.3) * len(rows)), squeeze=False)
+    for row, (label, images) in zip(axes, rows.items()):
+        for k, ax in enumerate(row):
+            ax.imshow(tile(images[k:k + 1], 1, 0))
+            ax.set(xticks=[], yticks=[])
+            colour = PALETTE[2] if right[label][k] else PALETTE[3]
+            ax.set_xlabel(captions[label][k], color=colour, fontsize="small", labelpad=2)
+            for spine in ax.spines.values():
+                spine.set(visible=True, color=colour, linewidth=2.5)
+        row[0].set_ylabel(label)
+    plt.close(fig)
+    return fig
+
+
+def along_chain(panels: dict, xlabel: str = "step of the chain", mark: int | None = None) -> plt.Figure:
+    """Quantities along a chain, one panel each. panels: ylabel -> {label: (K + 1,) or (K + 1, n)}; of n values the
+    median is drawn and the middle half shaded. mark: a step to mark with a dotted line."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.7 * len(panels), 3.8), squeeze=False)
+    for ax, (ylabel, lines) in zip(axes[0], panels.items()):
+        chain_lines(ax, lines, ylabel, xlabel)
+        if mark is not None:
+            ax.axvline(mark, color="grey", ls=":", lw=1.5)
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes[0][0].legend()
+    plt.close(fig)
+    return fig
+
+
+def tradeoff(hybrid: dict[str, dict], unlabelled: dict[str, float], classifiers: dict[str, float]) -> plt.Figure:
+    """Accuracy against FD-clf (log scale), with intervals: title -> metrics of a hybrid model. `unlabelled` have an FD-clf
+    alone, a tick below; `classifiers` an accuracy alone, a dashed line."""
+    fig, ax = plt.subplots(figsize=(8.5, 4.8))
+    marks = "osD^vP*Xp<>"
+    for i, (title, m) in enumerate(hybrid.items()):
+        b = m["buffer"]
+        x, y = b["fd_clf"], 100 * m["accuracy"]
+        ax.errorbar(x, y, xerr=[[max(0, x - b["fd_low"])], [max(0, b["fd_high"] - x)]],
+                    yerr=[[y - 100 * m["accuracy_low"]], [100 * m["accuracy_high"] - y]], fmt=marks[i % len(marks)], ms=9,
+                    color=PALETTE[i % len(PALETTE)], ecolor="0.6", capsize=3, label=title)
+    for i, (title, y) in enumerate(classifiers.items()):
+        ax.axhline(y, color="black", ls=("--", ":")[i % 2], lw=1.5, label=f"{title} (no samples)")
+    ax.set(xscale="log", xlabel="FD-clf of samples (log scale), lower is better", ylabel="test accuracy, %")
+    for title, x in unlabelled.items():
+        ax.plot([x], [0], marker=10, ms=13, color="black", ls="none", clip_on=False, transform=ax.get_xaxis_transform(),
+                label=f"{title} (no labels)")
+    ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    plt.close(fig)
+    return fig
+
+
+# ------------------------------------------------------------------------------- adversarial training in two dimensions
+DOTS = {"data": dict(color=REAL, s=9, lw=0.3), "$p_0$": dict(color="white", s=11, lw=0.5),
+        "perturbed $p_0$": dict(color=PALETTE[8], s=13, lw=0.5), "unvisited maximum": dict(color=PALETTE[4], s=170, lw=1, marker="*")}
+
+
+def decision_maps(panels: list[dict], columns: int = 4, width: float = 3.6, box: float = 3.0, field: bool = True) -> plt.Figure:
+    """Maps of D = sigmoid(f) on one scale: white is 1/2 (also a black line), red calls a point data, blue perturbed.
+
+    panels: dicts of f (n * n,) on `lattice(box, n)`, title, and points: a name of DOTS -> (m, 2).   field: arrows
+    along the gradient of D, all of one length.
+    """
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns + 0.7, width * rows), squeeze=False, sharex=True, sharey=True)
+    handles = {}
+    for ax, panel in zip(axes.flat, panels):
+        f = np.asarray(panel["f"], float).reshape(int(np.sqrt(len(panel["f"]))), -1)
+        axis, D = np.linspace(-box, box, len(f)), 1 / (1 + np.exp(-f))
+        shown = ax.contourf(axis, axis, D, levels=np.linspace(0, 1, 21), cmap="RdBu_r")
+        ax.contour(axis, axis, D, levels=[0.5], colors="black", linewidths=1)
+        if field:
+            _arrows(ax, axis, f)
+        for name, p in panel.get("points", {}).items():
+            handles[name] = ax.scatter(*np.asarray(p).T, edgecolor="black", zorder=3, clip_on=False, **DOTS[name])
+        ax.set(xlim=(-box, box), ylim=(-box, box), aspect="equal", title=panel.get("title", ""))
+    plt.setp(axes[-1], xlabel="$x_1$"), plt.setp(axes[:, 0], ylabel="$x_2$")
+    fig.colorbar(shown, ax=axes, label="D(x)", shrink=0.85, ticks=[0, 0.25, 0.5, 0.75, 1])
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, markerscale=1.3)
+    plt.close(fig)
+    return fig
+
+
+def _arrows(ax, axis, f) -> None:
+    """The direction of df/dx, which is that of dD/dx, on every n/12-th point of the lattice."""
+    k = slice(len(f) // 24, None, len(f) // 12)
+    v, u = (g[k, k] for g in np.gradient(f, axis, axis))
+    size = np.maximum(np.hypot(u, v), 1e-12)
+    ax.quiver(axis[k], axis[k], u / size, v / size, color="0.25", scale=26, width=0.005)
+
+
+def animate(frames: list[list[dict]], path, width: float = 2.6, fps: int = 4) -> bytes:
+    """`decision_maps` of each frame's panels as a GIF that repeats, 64 colours: written to path, returned as bytes."""
+    import io
+
+    from PIL import Image
+    pages = []
+    for panels in frames:
+        fig, buffer = decision_maps(panels, len(panels), width, field=False), io.BytesIO()
+        fig.savefig(buffer, dpi=75)
+        pages.append(Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE))
+    times = [1000 // fps] * (len(pages) - 1) + [2500]                    # the last one stays
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=True)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def support_and_density(x, support: float, outputs: dict, densities: dict) -> plt.Figure:
+    """Two slices along x (n,), the support |x| <= support shaded. outputs: label -> D (n,). densities: label -> (n,), three
+    at most, the true one first."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
+    for ax in (left, right):
+        ax.axvspan(-support, support, color="0.92", label="support of $p_{\\rm data}$")
+        ax.set(xlabel="$x_1$, at $x_2 = 0$", xlim=(min(x), max(x)))
+    left.axhline(0.5, color="black", lw=1, ls=":")
+    for i, (name, D) in enumerate(outputs.items()):
+        left.plot(x, D, lw=2.5, color=PALETTE[i], label=name)
+    for i, (name, p) in enumerate(densities.items()):
+        right.plot(x, p, lw=2.5, color=("black", PALETTE[0], PALETTE[2])[i], ls="-" if i else "--", label=name)
+    left.set(ylabel="D(x)", ylim=(-0.02, 1.02), title="what is learned")
+    right.set(ylabel="density on the slice", ylim=(0, None), title="$e^{f}/Z$, had it been a density")
+    for ax in (left, right):
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize="small")
+    plt.close(fig)
+    return fig
+
+
+# ------------------------------------------------------------------------- rows of pictures, and curves below them
+def row_panels(panels: dict, below: int = 0, width: float = 4.6, height: float = 3.3) -> plt.Figure:
+    """Pictures in named rows, panels side by side: title -> {row name: uint8 (n, C, H, W)}; rows that all panels share
+    are named once. `below`: that many empty axes under the pictures, the last of fig.axes, for curves."""
+    sheets = {t: tile(torch.cat(list(rows.values())), len(next(iter(rows.values())))) for t, rows in panels.items()}
+    top = width * max(s.shape[0] / s.shape[1] for s in sheets.values()) + 0.4
+    fig = plt.figure(figsize=(width * len(panels) + 0.9, top + bool(below) * height))
+    parts = fig.subfigures(1 + bool(below), 1, height_ratios=[top, height][:1 + bool(below)], squeeze=False)[:, 0]
+    names = [tuple(rows) for rows in panels.values()]
+    for k, (ax, (title, sheet)) in enumerate(zip(parts[0].subplots(1, len(panels), squeeze=False)[0], sheets.items())):
+        ax.imshow(sheet)
+        step = (sheet.shape[0] - 1) / len(names[k])
+        shown = k == 0 or names[k] != names[0]
+        ax.set(title=title, xticks=[], yticks=[step * (r + 0.5) + 0.5 for r in range(len(names[k]))] if shown else [])
+        ax.set_yticklabels(names[k] if shown else [])
+        ax.tick_params(length=0)
+        sns.despine(ax=ax, left=True, bottom=True)
+    if below:
+        parts[1].subplots(1, below, squeeze=False)
+    plt.close(fig)
+    return fig
+
+
+def chain_lines(ax, lines: dict, ylabel: str, xlabel: str = "step of the chain", x=None) -> None:
+    """Quantities along a chain on one axis: label -> (K,) or (K, n); of n values the median is drawn and the middle half
+    shaded. x (K,): 0, 1, ... where it is left out."""
+    for i, (label, values) in enumerate(lines.items()):
+        values = np.asarray(values, float)
+        at = np.arange(len(values)) if x is None else x
+        if values.ndim == 2:
+            low, values, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+            ax.fill_between(at, low, high, color=PALETTE[i], alpha=0.15)
+        ax.plot(at, values, color=PALETTE[i], lw=2, label=label, marker="o" if len(at) < 13 else None)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def overlaid(ax, groups: dict, xlabel: str, bins: int = 30) -> None:
+    """Histograms of several sets of numbers on common bins, as shares: label -> (n,)."""
+    every = np.concatenate([np.asarray(v, float) for v in groups.values()])
+    edges = np.linspace(every.min(), every.max() + 1e-9, bins + 1)
+    for label, values, colour in zip(groups, groups.values(), (REAL, SAMPLE, PALETTE[0], PALETTE[1])):
+        ax.hist(values, edges, weights=np.full(len(values), 100 / len(values)), alpha=0.55, color=colour, label=label)
+    ax.set(xlabel=xlabel, ylabel="share of images, %")
+
+
+# ------------------------------------------------------------------------------------- sharpness-aware minimisation
+def sharp_and_flat(theta, losses: dict, paths: dict, radii, shares) -> plt.Figure:
+    """One dimension. Left: losses label -> (K,) over theta (K,), a dot at each minimum. Middle: paths label ->
+    (steps + 1,). Right: the share of starts that end in the flat minimum over the radius rho."""
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.9))
+    for i, (name, values) in enumerate(losses.items()):
+        values, colour = np.asarray(values), ("black", PALETTE[4])[i]
+        left.plot(theta, values, color=colour, lw=2, ls=("-", "--")[i], label=name)
+        left.plot(theta[values.argmin()], values.min(), "o", color=colour, ms=9)
+    left.set(xlabel=r"$\theta$", ylabel="loss", title="dots: the minima")
+    for i, (name, path) in enumerate(paths.items()):
+        middle.plot(path, lw=2, color=PALETTE[i], label=name)
+    middle.set(xlabel="step", ylabel=r"$\theta$", title="from one start")
+    right.plot(radii, shares, "o-", lw=2, color=PALETTE[1])
+    right.set(xlabel=r"radius $\rho$ (0: SGD)", ylabel="share that ends flat", ylim=(-0.04, 1.04), title="from many starts")
+    for ax in (left, middle):
+        ax.legend(fontsize="small", loc="best")
+    plt.close(fig)
+    return fig
+
+
+def descents(u, v, z, paths: dict, sharpness: dict, floor: float, xlabel: str = "$u$", ylabel: str = "$v$") -> plt.Figure:
+    """Two dimensions. Left: contours of z (len(v), len(u)), logarithmic, and paths label -> (steps + 1, 2) on them.
+    Right: sharpness label -> (steps + 1,), and the least that there is (floor)."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
+    shown = left.contourf(u, v, np.log10(z + 1e-3), levels=20, cmap=HEAT + "_r")
+    fig.colorbar(shown, ax=left, label=r"$\log_{10} L$")
+    for i, (name, path) in enumerate(paths.items()):
+        left.plot(*np.asarray(path).T, lw=2.5, color=("white", PALETTE[1], PALETTE[3])[i % 3])
+        left.plot(*path[-1], "osD"[i % 3], ms=10, color=("white", PALETTE[1], PALETTE[3])[i % 3], mec="black", label=name)
+        right.plot(sharpness[name], lw=2, color=("black", PALETTE[1], PALETTE[3])[i % 3], label=name)
+    left.plot(*next(iter(paths.values()))[0], "X", ms=11, color="white", mec="black", label="start")
+    left.legend(frameon=True, facecolor="0.85", fontsize="small", loc="upper right")
+    left.set(xlabel=xlabel, ylabel=ylabel, xlim=(u[0], u[-1]), ylim=(v[0], v[-1]), title="the path")
+    right.axhline(floor, color="grey", ls="--", lw=1.5, label="flattest minimum")
+    right.set(xlabel="step", ylabel=r"largest eigenvalue of $\nabla^2 L$", title="sharpness along the path", ylim=(0, None))
+    right.legend()
+    plt.close(fig)
+    return fig
+
+
+def ascent_steps(T, g, rho: float, steps: dict) -> plt.Figure:
+    """ASAM's ball |T^-1 e| <= rho in two dimensions (an ellipse), the box of the maximum norm around it, and steps
+    label -> (2,) from theta; straight lines: where the first-order loss g.e is constant."""
+    T, g = np.asarray(T, float), np.asarray(g, float)
+    fig, ax = plt.subplots(figsize=(7.4, 4.6))
+    at, (a, b) = np.linspace(0, 2 * np.pi, 200), rho * T
+    ax.plot(a * np.cos(at), b * np.sin(at), color="black", lw=2, label=r"$\|T^{-1}\epsilon\|_2 = \rho$")
+    ax.plot([-a, a, a, -a, -a], [-b, -b, b, b, -b], color="grey", ls="--", lw=1.5, label=r"$\|T^{-1}\epsilon\|_\infty = \rho$")
+    x, y = np.meshgrid(np.linspace(-1.3 * a, 1.3 * a, 50), np.linspace(-1.3 * a, 1.3 * a, 50))
+    ax.contour(x, y, g[0] * x + g[1] * y, levels=15, colors="0.75", linewidths=0.8, linestyles="-")
+    for i, (name, e) in enumerate(steps.items()):
+        ax.annotate("", xy=e, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": PALETTE[i], "lw": 3})
+        ax.plot([], [], color=PALETTE[i], lw=3, label=name)
+    ax.set(xlabel=r"$\epsilon_1$", ylabel=r"$\epsilon_2$", aspect="equal", xlim=(-1.3 * a, 1.3 * a), ylim=(-1.6 * b, 1.6 * b))
+    ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    plt.close(fig)
+    return fig
+
+
+def climbs(radii, panels: dict) -> plt.Figure:
+    """What SAM climbs: the rise of the training loss at the worst point, to first order, over the radius.
+    panels: title -> {label: (batches, len(radii))}; the mean over batches and its 95 % interval; both axes logarithmic."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.7), squeeze=False)
+    for ax, (title, pair) in zip(axes[0], panels.items()):
+        for i, (label, rises) in enumerate(pair.items()):
+            rises = np.asarray(rises, float)
+            mean, half = rises.mean(0), 1.96 * rises.std(0, ddof=1) / len(rises) ** 0.5
+            ax.plot(radii, mean, "os"[i % 2] + "-", lw=2, color=PALETTE[i], label=label)
+            ax.fill_between(radii, np.maximum(mean - half, 1e-3 * np.abs(mean)), mean + half, color=PALETTE[i], alpha=0.15)
+        ax.set(xscale="log", yscale="log", xlabel=r"radius $\rho$", title=title)
+        ax.set_xticks(radii, [f"{r:g}" for r in radii])
+        ax.minorticks_off()
+        ax.legend(fontsize="small", loc="upper left")
+    axes[0][0].set_ylabel("rise of the training loss (nats)")
+    plt.close(fig)
+    return fig
+
+
+def radius_sweep(sweeps: dict) -> plt.Figure:
+    """Accuracy and FD-clf over the radius, one row per method: label -> list of dicts with rho, accuracy and fd (value,
+    low, high; NaN where the run diverged, which is marked with a cross)."""
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4))
+    for i, (label, rows) in enumerate(sweeps.items()):
+        rho = np.array([r["rho"] for r in rows])
+        for ax, key, scale in zip(axes, ("accuracy", "fd"), (100, 1)):
+            value, low, high = (scale * np.array([r[key][k] for r in rows], float) for k in range(3))
+            ax.errorbar(rho, value, [np.maximum(value - low, 0), np.maximum(high - value, 0)], fmt="os"[i % 2] + "-", lw=2,
+                        ms=7, capsize=3, color=PALETTE[i], label=label)
+            ax.plot(rho[np.isnan(value)], np.full(np.isnan(value).sum(), 0.04), "X", ms=12, color=PALETTE[i], mec="black",
+                    transform=ax.get_xaxis_transform(), label=f"{label}, diverged" if np.isnan(value).any() else None)
+    ticks = sorted({r["rho"] for rows in sweeps.values() for r in rows})
+    for ax, name in zip(axes, ("test accuracy, %", "FD-clf (log scale), lower is better")):
+        ax.set(xscale="log", xlabel=r"radius $\rho$ (SAM and ASAM: different units)", ylabel=name)
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize="small")
+        ax.minorticks_off()
+    axes[1].set_yscale("log")
+    axes[0].legend()
+    plt.close(fig)
+    return fig
+
+
+def pairs_of_bars(labels, groups: dict, ylabel: str, title: str = "") -> plt.Figure:
+    """Bars side by side, one group per label. groups: name -> one value per label, written above its bar."""
+    fig, ax = plt.subplots(figsize=(1.9 * len(labels) + 2.2, 3.8))
+    width, at = 0.8 / len(groups), np.arange(len(labels))
+    for i, (name, values) in enumerate(groups.items()):
+        drawn = ax.bar(at + (i - (len(groups) - 1) / 2) * width, values, width * 0.92, color=PALETTE[i], label=name)
+        ax.bar_label(drawn, fmt="%.2f", fontsize="small")
+    ax.set_xticks(at, labels)
+    ax.set(ylabel=ylabel, title=title)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     plt.close(fig)
     return fig

@@ -119,6 +119,8 @@ def purified_accuracy(E: Energy, x: Tensor, y: Tensor, epsilons, norm: str, *, a
                       device="cpu") -> list[float]:
     """Accuracy of the defended classifier under attack, one number in [0, 1] per epsilon. Puts the model in eval mode.
 
+    No kind of attack is the strongest on every model: report the lowest of their accuracies.
+
     PGD's last state is purified afresh, with noise that the attacker did not see. Each epsilon and each kind of attack
     meets the same start in the ball and the same noise of the defence. With steps = 0 every kind is plain PGD: the
     accuracy is lib.attacks.robust_accuracy's, by 'ours'.
@@ -126,7 +128,7 @@ def purified_accuracy(E: Energy, x: Tensor, y: Tensor, epsilons, norm: str, *, a
     Args:
         x, y: uint8 images (n, C, H, W), labels (n,).   epsilons, norm: as lib.attacks, in units of the [-1, 1] range.
         attack: 'bpda', 'eot', or 'pgd' on the classifier without its defence.
-        steps, alpha, noise: the purifying chain, as in `purify`.   attack_chains, defend_chains: the papers' 15 and 150.
+        steps, alpha, noise: the chain, as in `purify`.   attack_chains, defend_chains: the codes' 15 and 150.
         attack_steps: of PGD, each 2.5 epsilon / attack_steps long.   batch, chunk: images and chain states at once.
     Raises: ValueError as `purify` and lib.attacks.pgd do, and for an unknown attack or no image.
     """

@@ -265,7 +265,7 @@ def start_of(run: params.Run, split: data.Split, device):
     """p0 of a run: JEM's uniform noise, JEM++'s class Gaussians, or AT-EBM's images of another kind."""
     kind = run.start.kind
     if kind == "images":
-        return inits.Images(data.to_range(data.load_p0(run.profile, run.start.set), run.low).to(device))
+        return inits.Images(data.to_range(data.p0(run), run.low).to(device))
     return inits.Uniform(split.shape, run.low) if kind == "uniform" else split.gaussians.to(device)
 
 

@@ -36,7 +36,7 @@ def tiny_split():
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
-    """A copy of the project in which `dvc repro` ran with profile smoke: (folder, environment, first run's output)."""
+    """A copy of the project in which `make pipeline` ran with profile smoke: (folder, environment, first run's output)."""
     home = tmp_path_factory.mktemp("pipeline") / "project"
     skip = shutil.ignore_patterns(".git", ".venv", "artifacts", "scratch", "__pycache__", "*.egg-info", "cache", "tmp",
                                   ".pytest_cache", "raw")
@@ -46,6 +46,6 @@ def pipeline(tmp_path_factory):
     env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1",
            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=home, env=env, check=True)
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=home, env=env, capture_output=True, text=True)
+    done = subprocess.run(["make", "pipeline", f"PY={sys.executable}"], cwd=home, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return home, env, done.stdout

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from lib import applications, data, params
+from lib import applications, data, evaluate, params
 from lib.networks import WideResNet
 
 
 @pytest.fixture
 def prepared(monkeypatch):
-    splits = {role: data.prepare(params.data("smoke", role)) for role in ("primary", "second")}
+    splits = {role: data.prepare(params.data("smoke", role)) for role in ("primary", "second", "faces", "cats", "church")}
     monkeypatch.setattr(data, "load", lambda profile, role="primary": splits[role])
     return splits
 
@@ -26,7 +26,8 @@ def test_ood_sets_fit_the_data_and_are_not_the_data(prepared):
 def test_detection_and_robustness_have_the_promised_form(prepared):
     torch.manual_seed(0)
     model, split = WideResNet(10, 1, channels=1).eval(), prepared["primary"]
-    d = applications.detection(model, split.x_test, applications.ood_sets("smoke", "primary", 30))
+    trained = evaluate.Trained(params.run("jempp-m5", "smoke"), 0, model, None, {}, {}, None)
+    d = applications.detection(trained, split.x_test, applications.ood_sets("smoke", "primary", 30))
     for scores in d["auroc"].values():
         for s in scores.values():
             assert 0 <= s["low"] <= s["value"] <= s["high"] <= 1
@@ -35,3 +36,23 @@ def test_detection_and_robustness_have_the_promised_form(prepared):
     clean = (model(data.to_range(split.x_test[:20])).argmax(1) == split.y_test[:20]).float().mean().item()
     assert r["linf"]["accuracy"][0] == pytest.approx(clean) == r["l2"]["accuracy"][0]
     assert np.all(np.array(r["linf"]["low"]) <= r["linf"]["accuracy"])
+
+
+def test_attacked_outliers_pass_for_data_more_often(prepared):
+    torch.manual_seed(0)
+    split, outside = prepared["primary"], applications.ood_sets("smoke", "primary", 20)
+    sizes = {"worst_case": {"images": 20, "steps": 8, "restarts": 1, "radius": 0.5}}
+    for name, outputs, scores in (("jempp-m5", 10, 2), ("at", 1, 1)):
+        model = WideResNet(10, 1, outputs, channels=1).eval()
+        trained = evaluate.Trained(params.run(name, "smoke"), 0, model, None, {}, {}, None)
+        found = applications.worst_case(trained, split.x_test, outside, sizes)["auroc"]
+        assert len(found) == scores
+        for by_kind in found.values():
+            assert list(by_kind) == list(outside)
+            assert all(0 <= v["worst"] <= v["standard"] <= 1 for v in by_kind.values())
+            assert sum(v["standard"] - v["worst"] for v in by_kind.values()) > 0.2
+
+
+def test_an_unknown_measurement_is_named():
+    with pytest.raises(params.ConfigError, match="measure .'robustnes'.: expected some of robustness, ood"):
+        applications.apply("softmax", ["robustnes"], "smoke")

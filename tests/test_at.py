@@ -14,7 +14,7 @@ def split():
 @pytest.fixture(autouse=True)
 def p0(monkeypatch):
     images = torch.randint(256, (50, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    monkeypatch.setattr(data, "load_p0", lambda *a: images)
+    monkeypatch.setattr(data, "p0", lambda *a: images)
 
 
 def configure(name="at", **step):
@@ -159,7 +159,7 @@ def test_the_papers_256_pixel_runs_on_a_small_folder(name, tmp_path, monkeypatch
         Image.fromarray(image.numpy()).save(tmp_path / f"{i}.jpg")
     config = params.data("paper", run.data).model_copy(update={"folder": str(tmp_path)})
     split = data.prepare(config)
-    monkeypatch.setattr(data, "load_p0", lambda profile, name: data.prepare(config).x_test.expand(6, -1, -1, -1))
+    monkeypatch.setattr(data, "p0", lambda run: split.x_test.expand(6, -1, -1, -1))
     assert split.shape == (3, 256, 256) and run.network.kind == "discriminator" and run.low == 0
     assert run.step.K == 40 and run.step.alpha == 2.0 and run.loss.r1 == 30 and run.update.lr == 5e-5      # published
     small = run.model_copy(update={"update": run.update.model_copy(update={"batch": 2, "iterations": 2, "epochs": None}),

@@ -146,32 +146,37 @@ def test_one_class_plays_a_data_set():
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
-def test_p0_holds_no_image_of_the_data(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "ROOT", tmp_path)
-    (tmp_path / "artifacts" / profile / "data").mkdir(parents=True)
-    embedded = data.embedded
-    monkeypatch.setattr(data, "embedded", lambda name, folder: embedded(name, params.ROOT / "data" / "embedded"))
-    splits = {}
-    for role in ("primary", "second", "faces"):
-        splits[role] = data.prepare(params.data(profile, role))
-        data.save(splits[role], data.path_of(profile, role))
-    real = {i.numpy().tobytes() for s in ("primary", "faces") for part in ("x_train", "x_hold", "x_test")
+def test_p0_holds_no_image_of_the_data(profile, monkeypatch):
+    splits = {role: data.prepare(params.data(profile, role)) for role in ("primary", "second", "faces", "cats", "church")}
+    monkeypatch.setattr(data, "load", lambda profile, role="primary": splits[role])
+    real = {i.numpy().tobytes() for s in splits if s != "second" for part in ("x_train", "x_hold", "x_test")
             for i in getattr(splits[s], part)}
-    sizes = params.scale(profile)["p0"]
-    for name, wanted in sizes.items():
-        p0 = data.make_p0(profile, name)
-        assert len(p0) == sum(n for k, n in wanted.items() if k != "like") and p0.shape[1:] == splits["primary"].shape
-        assert not real & {i.numpy().tobytes() for i in p0}
-        assert torch.equal(p0, data.make_p0(profile, name)), "one seed, one set"
-    assert len(sizes) == 4
+    runs = [r for r in params.runs() if (c := params.run(r, profile)).start and c.start.kind == "images"]
+    assert {"at", "at-p0-noise", "at-p0-narrow", "at-faces", "at-ood"} <= set(runs)
+    for run in (params.run(r, profile) for r in runs):
+        p0 = data.p0(run)
+        assert len(p0) == run.start.images and p0.shape[1:] == splits["primary"].shape and p0.dtype == torch.uint8
+        assert not real & {i.numpy().tobytes() for i in p0}, run.name
+        assert torch.equal(p0, data.p0(run)), "one seed, one set"
+    kinds = {k: len(params.run(k, profile).start.of) for k in ("at-p0-noise", "at-p0-narrow", "at")}
+    assert kinds == {"at-p0-noise": 1, "at-p0-narrow": 1, "at": 4}
 
 
-def test_p0_must_be_another_data_set(monkeypatch):
-    scale = {"data": {"primary": {"name": "mnist", "size": 8}}, "p0": {"bad": {"like": "primary", "primary": 5}}}
-    monkeypatch.setattr(params, "scale", lambda *a: scale)
-    monkeypatch.setattr(data, "load", lambda *a: data.Split("mnist", *[torch.zeros(9, 1, 8, 8, dtype=torch.uint8)] * 6, None))
-    with pytest.raises(data.DataError, match="p0.bad.primary: 5 wanted.*expected another data set than primary"):
-        data.make_p0("smoke", "bad")
+@pytest.mark.parametrize("of, message", [({"primary": 1.0}, "start.of.primary: the data themselves"),
+                                         ({"faces": 1.0}, "start.of.faces: the data themselves"),
+                                         ({"third": 1.0}, "start.of.third: no data set of this profile")])
+def test_p0_must_be_other_data(of, message, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda profile, role="primary": data.prepare(params.data(profile, role)))
+    run = params.run("at", "smoke")
+    with pytest.raises(data.DataError, match=message):
+        data.p0(run.model_copy(update={"start": run.start.model_copy(update={"of": of})}))
+
+
+def test_p0_shares_add_up():
+    with pytest.raises(ValueError, match="add up to 0.9; expected 1"):
+        params.Start(kind="images", of={"noise": 0.5, "leaves": 0.4})
+    with pytest.raises(ValueError, match="says what p0 is made of"):
+        params.Start(kind="images")
 
 
 def test_image_folders(tmp_path):
