@@ -438,8 +438,8 @@ def _arrows(ax, axis, f) -> None:
     ax.quiver(axis[k], axis[k], u / size, v / size, color="0.25", scale=26, width=0.005)
 
 
-def animate(frames: list[list[dict]], path, width: float = 2.6, fps: int = 4) -> bytes:
-    """`decision_maps` of each frame's panels as a GIF that repeats, 64 colours: written to path, returned as bytes."""
+def animate(frames: list[list[dict]], path, width: float = 3.4, fps: int = 4) -> bytes:
+    """`decision_maps` of each frame's panels as a GIF that repeats, 96 colours: written to path, returned as bytes."""
     import io
 
     from PIL import Image
@@ -447,7 +447,7 @@ def animate(frames: list[list[dict]], path, width: float = 2.6, fps: int = 4) ->
     for panels in frames:
         fig, buffer = decision_maps(panels, len(panels), width, field=False), io.BytesIO()
         fig.savefig(buffer, dpi=75)
-        pages.append(Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE))
+        pages.append(Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE))
     times = [1000 // fps] * (len(pages) - 1) + [2500]                    # the last one stays
     pages[0].save(path, save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=True)
     with open(path, "rb") as file:
@@ -507,6 +507,8 @@ def chain_lines(ax, lines: dict, ylabel: str, xlabel: str = "step of the chain",
             low, values, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
             ax.fill_between(at, low, high, color=PALETTE[i], alpha=0.15)
         ax.plot(at, values, color=PALETTE[i], lw=2, label=label, marker="o" if len(at) < 13 else None)
+    if x is None:
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     ax.set(xlabel=xlabel, ylabel=ylabel)
 
 
@@ -547,11 +549,11 @@ def descents(u, v, z, paths: dict, sharpness: dict, floor: float, xlabel: str = 
     shown = left.contourf(u, v, np.log10(z + 1e-3), levels=20, cmap=HEAT + "_r")
     fig.colorbar(shown, ax=left, label=r"$\log_{10} L$")
     for i, (name, path) in enumerate(paths.items()):
-        left.plot(*np.asarray(path).T, lw=2.5, color=("white", PALETTE[1], PALETTE[3])[i % 3])
-        left.plot(*path[-1], "osD"[i % 3], ms=10, color=("white", PALETTE[1], PALETTE[3])[i % 3], mec="black", label=name)
-        right.plot(sharpness[name], lw=2, color=("black", PALETTE[1], PALETTE[3])[i % 3], label=name)
+        left.plot(*np.asarray(path).T, lw=2.5, color=("white", PALETTE[1], PALETTE[4])[i % 3])
+        left.plot(*path[-1], "osD"[i % 3], ms=10, color=("white", PALETTE[1], PALETTE[4])[i % 3], mec="black", label=name)
+        right.plot(sharpness[name], lw=2, color=("black", PALETTE[1], PALETTE[4])[i % 3], label=name)
     left.plot(*next(iter(paths.values()))[0], "X", ms=11, color="white", mec="black", label="start")
-    left.legend(frameon=True, facecolor="0.85", fontsize="small", loc="upper right")
+    left.legend(frameon=True, facecolor="0.85", fontsize="small", loc="lower left")
     left.set(xlabel=xlabel, ylabel=ylabel, xlim=(u[0], u[-1]), ylim=(v[0], v[-1]), title="the path")
     right.axhline(floor, color="grey", ls="--", lw=1.5, label="flattest minimum")
     right.set(xlabel="step", ylabel=r"largest eigenvalue of $\nabla^2 L$", title="sharpness along the path", ylim=(0, None))
@@ -573,7 +575,7 @@ def ascent_steps(T, g, rho: float, steps: dict) -> plt.Figure:
     for i, (name, e) in enumerate(steps.items()):
         ax.annotate("", xy=e, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": PALETTE[i], "lw": 3})
         ax.plot([], [], color=PALETTE[i], lw=3, label=name)
-    ax.set(xlabel=r"$\epsilon_1$", ylabel=r"$\epsilon_2$", aspect="equal", xlim=(-1.3 * a, 1.3 * a), ylim=(-1.6 * b, 1.6 * b))
+    ax.set(xlabel=r"$\epsilon_1$", ylabel=r"$\epsilon_2$", aspect="equal", xlim=(-1.2 * a, 1.2 * a), ylim=(-1.2 * b, max(1.2 * b, 1.1 * max(e[1] for e in steps.values()))))
     ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     plt.close(fig)
     return fig
@@ -591,7 +593,10 @@ def climbs(radii, panels: dict) -> plt.Figure:
             ax.fill_between(radii, np.maximum(mean - half, 1e-3 * np.abs(mean)), mean + half, color=PALETTE[i], alpha=0.15)
         ax.set(xscale="log", yscale="log", xlabel=r"radius $\rho$", title=title)
         ax.set_xticks(radii, [f"{r:g}" for r in radii])
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         ax.legend(fontsize="small", loc="upper left")
     axes[0][0].set_ylabel("rise of the training loss (nats)")
     plt.close(fig)
@@ -599,24 +604,26 @@ def climbs(radii, panels: dict) -> plt.Figure:
 
 
 def radius_sweep(sweeps: dict) -> plt.Figure:
-    """Accuracy and FD-clf over the radius, one row per method: label -> list of dicts with rho, accuracy and fd (value,
-    low, high; NaN where the run diverged, which is marked with a cross)."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4))
+    """Accuracy and FD-clf over the radius, one column of panels per method: label -> list of dicts with rho, accuracy and
+    fd (value, low, high each; NaN where the run diverged, which is marked with a cross)."""
+    fig, axes = plt.subplots(2, len(sweeps), figsize=(5.2 * len(sweeps), 5.6), sharey="row", sharex="col", squeeze=False)
     for i, (label, rows) in enumerate(sweeps.items()):
         rho = np.array([r["rho"] for r in rows])
-        for ax, key, scale in zip(axes, ("accuracy", "fd"), (100, 1)):
+        for ax, key, scale in zip(axes[:, i], ("accuracy", "fd"), (100, 1)):
             value, low, high = (scale * np.array([r[key][k] for r in rows], float) for k in range(3))
-            ax.errorbar(rho, value, [np.maximum(value - low, 0), np.maximum(high - value, 0)], fmt="os"[i % 2] + "-", lw=2,
-                        ms=7, capsize=3, color=PALETTE[i], label=label)
-            ax.plot(rho[np.isnan(value)], np.full(np.isnan(value).sum(), 0.04), "X", ms=12, color=PALETTE[i], mec="black",
-                    transform=ax.get_xaxis_transform(), label=f"{label}, diverged" if np.isnan(value).any() else None)
-    ticks = sorted({r["rho"] for rows in sweeps.values() for r in rows})
-    for ax, name in zip(axes, ("test accuracy, %", "FD-clf (log scale), lower is better")):
-        ax.set(xscale="log", xlabel=r"radius $\rho$ (SAM and ASAM: different units)", ylabel=name)
-        ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize="small")
-        ax.minorticks_off()
-    axes[1].set_yscale("log")
-    axes[0].legend()
+            gone = np.isnan(value)
+            ax.errorbar(rho, value, [np.maximum(value - low, 0), np.maximum(high - value, 0)], fmt="o-", lw=2, ms=7,
+                        capsize=4, color=PALETTE[i])
+            ax.plot(rho[gone], np.full(gone.sum(), 0.05), "X", ms=12, color=PALETTE[3], mec="black",
+                    transform=ax.get_xaxis_transform(), label="diverged")
+            ax.set(xscale="log", yscale="log" if key == "fd" else "linear", title=label if key == "accuracy" else "")
+            if gone.any():
+                ax.legend()
+        axes[1, i].set_xticks(rho, [f"{r:g}" for r in rho])
+        axes[1, i].xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes[1, i].set_xlabel(r"radius $\rho$")
+    for ax, name in zip(axes[:, 0], ("test accuracy, %", "FD-clf (log scale),\nlower is better")):
+        ax.set_ylabel(name)
     plt.close(fig)
     return fig
 
@@ -629,7 +636,166 @@ def pairs_of_bars(labels, groups: dict, ylabel: str, title: str = "") -> plt.Fig
         drawn = ax.bar(at + (i - (len(groups) - 1) / 2) * width, values, width * 0.92, color=PALETTE[i], label=name)
         ax.bar_label(drawn, fmt="%.2f", fontsize="small")
     ax.set_xticks(at, labels)
+    ax.margins(y=0.1)
     ax.set(ylabel=ylabel, title=title)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    plt.close(fig)
+    return fig
+
+
+# ---------------------------------------------------------------------------------- adversarial training on images
+def starts(labels, groups: dict, grid, rows, columns, own) -> plt.Figure:
+    """What p0 is worth. Left: FD-clf with intervals of each model (labels); groups: name -> (values, lows, highs), where the
+    chains start. Right: of every row from every kind of start (columns), grid (rows, columns); own: (row, column) pairs to
+    frame, where a model starts from what it was trained on."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), gridspec_kw={"width_ratios": [1, 1.4]})
+    for i, ((name, (values, lows, highs)), shift) in enumerate(zip(groups.items(), np.linspace(-0.12, 0.12, len(groups)))):
+        span = np.abs(np.array([lows, highs], float) - np.asarray(values, float))
+        left.errorbar(np.arange(len(labels)) + shift, values, yerr=span, fmt="osD^"[i % 4], ms=9, capsize=5, lw=2,
+                      color=PALETTE[i], label=name)
+    left.set_xticks(range(len(labels)), labels)
+    left.set(ylabel="FD-clf, lower is better", xlabel="$p_0$ in training", xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
+    left.legend(loc="lower left")
+    sns.heatmap(np.asarray(grid), annot=True, fmt=".1f", cmap=HEAT + "_r", ax=right, xticklabels=columns, yticklabels=rows,
+                cbar_kws={"label": "FD-clf"})
+    for r, c in own:
+        right.add_patch(plt.Rectangle((c, r), 1, 1, fill=False, ec=SAMPLE, lw=3.5, clip_on=False))
+    right.set(xlabel="chains start from", title="every model from every start (framed: its own)")
+    right.tick_params(length=0, rotation=0)
+    plt.close(fig)
+    return fig
+
+
+def steps_and_quality(labels, values, lows, highs, at, lines: dict, marks) -> plt.Figure:
+    """Left: FD-clf with intervals, one dot per training K. Right: lines label -> (len(at),) over the number of generation
+    steps `at`; a star where that number is the run's own K (marks)."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
+    bars_with_intervals(labels, values, lows, highs, "FD-clf, lower is better", ax=left, colours=PALETTE[:len(labels)])
+    left.set(ylim=(0, None), xlim=(-0.5, len(labels) - 0.5), title="all generate with the same number of steps")
+    left.set_xticks(range(len(labels)), labels, rotation=0, ha="center")
+    chain_lines(right, lines, "FD-clf", "PGD steps of generation", x=np.asarray(at))
+    for i, (line, mark) in enumerate(zip(lines.values(), marks)):
+        right.plot(mark, np.interp(mark, at, line), "*", ms=19, color=PALETTE[i], mec="black")
+    right.set(ylim=(0, None), title="star: the K of training")
+    right.legend(title="trained with")
+    plt.close(fig)
+    return fig
+
+
+def growing_k(quality: dict, training: dict, threshold: float) -> plt.Figure:
+    """Progressive against fixed K. quality: label -> table with iteration, seconds, fd_clf; training: label -> table with
+    iteration, K, auc; threshold: of the AUC rule."""
+    fig, axes = plt.subplots(2, 2, figsize=(12, 7.2))
+    for ax, x in zip(axes[0], ("iteration", "seconds")):
+        curves(quality, "fd_clf", x, "FD-clf, lower is better", ax=ax)
+    axes[0, 1].set_xlabel("seconds of one undisturbed core")
+    for ax, y, label in zip(axes[1], ("K", "auc"), ("K, PGD steps of an iteration", "AUC, real against perturbed")):
+        curves(training, y, "iteration", label, smooth=3, ax=ax)
+    axes[1, 1].axhline(threshold, color="black", ls=":", lw=1.5)
+    axes[1, 1].annotate("K rises above this", (0.99, threshold), xycoords=("axes fraction", "data"), xytext=(0, 4),
+                        textcoords="offset points", ha="right", fontsize="small")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    for ax in axes.flat:
+        ax.get_legend().remove()
+    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    plt.close(fig)
+    return fig
+
+
+def travel(rows: dict, columns: int = 8) -> plt.Figure:
+    """R1's effect, a row per setting. rows: title -> {label: dict of table (iteration, accuracy, share), starts and ends,
+    uint8 (n, C, H, W)}, two labels. Accuracy of D, distance over K alpha, and starts above ends for both."""
+    fig, axes = plt.subplots(len(rows), 4, figsize=(16, 3.5 * len(rows)), squeeze=False,
+                             gridspec_kw={"width_ratios": [1, 1, 1.15, 1.15]})
+    for row, (title, runs) in zip(axes, rows.items()):
+        tables = {label: r["table"] for label, r in runs.items()}
+        curves(tables, "accuracy", ylabel="accuracy of D at 1/2", smooth=3, ax=row[0], ylim=(0.4, 1.02))
+        curves(tables, "share", ylabel=r"distance / $K\alpha$", smooth=3, ax=row[1], ylim=(0, 1.02))
+        row[0].set_title(title)
+        row[1].get_legend().remove()
+        for ax, (label, r) in zip(row[2:], runs.items()):
+            n = 2 * columns                                              # two rows of starts, each above its ends
+            pairs = torch.stack([r["starts"][:n].unflatten(0, (2, columns)), r["ends"][:n].unflatten(0, (2, columns))], 1)
+            show_tiles(ax, pairs.flatten(0, 2), columns, f"{label}: starts above ends")
+    plt.close(fig)
+    return fig
+
+
+def overflow(recorded: dict, live: dict, limit: float, f, weights: dict) -> plt.Figure:
+    """Two objectives. recorded and live: label -> table with iteration, loss, size (mean |f|), on log axes; limit: the
+    loss at which a run counts as diverged; weights: label -> (len(f),), of a sample's gradient over f."""
+    fig, axes = plt.subplots(1, 3, figsize=(15.5, 4.3))
+    for ax, tables, title in zip(axes, (recorded, live), ("the runs", "live: a higher rate")):
+        for (label, t), colour in zip(tables.items(), (PALETTE[3], PALETTE[0])):
+            ax.plot(t["iteration"], t["loss"].abs(), color=colour, lw=2, label=f"{label}: |loss|")
+            ax.plot(t["iteration"], t["size"], color=colour, lw=2, ls=(0, (2, 1)), label=f"{label}: mean |f(x)|")
+        ax.axhline(limit, color="black", ls=":", lw=1.5, label="counts as diverged")
+        ax.set(xlabel="iteration", yscale="log", title=title)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=5)
+    for (label, w), style in zip(weights.items(), ("-", "-", "--")):
+        axes[2].plot(f, w, ls=style, lw=2.5, label=label, color={"real": REAL, "pert": SAMPLE}.get(label[:4], "black"))
+    axes[2].set(xlabel="f(x)", ylabel=r"weight of $\nabla_\theta f$", title="Eq. 14 against Eq. 2")
+    axes[2].legend(fontsize="small", loc="center left", bbox_to_anchor=(0, 0.62))
+    plt.close(fig)
+    return fig
+
+
+# ------------------------------------------------------------------------------------- generation from p0 images
+def sources_above(blocks: list[tuple[int, dict]], rows: tuple[str, ...] = ("$p_0$ images", "what they become"),
+                  width: float = 13.0) -> plt.Figure:
+    """Grids of sources above grids of what they become. blocks, drawn one below the other: (columns, title -> one uint8
+    (n, C, H, W) for each of `rows`), `columns` images in a line."""
+    lines = [-(-len(next(iter(part.values()))[0]) // columns) for columns, part in blocks]
+    heights = [len(rows) * (width * n / (columns * len(part)) + 0.1) + 0.3 for n, (columns, part) in zip(lines, blocks)]
+    fig = plt.figure(figsize=(width, sum(heights)))
+    for sub, (columns, part) in zip(fig.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks):
+        axes = sub.subplots(len(rows), len(part), squeeze=False)
+        for column, (title, grid) in zip(axes.T, part.items()):
+            for ax, images in zip(column, grid):
+                ax.imshow(tile(images, columns))
+                ax.set(xticks=[], yticks=[])
+                sns.despine(ax=ax, left=True, bottom=True)
+            column[0].set_title(title)
+        for ax, name in zip(axes[:, 0], rows):
+            ax.set_ylabel(name)
+    plt.close(fig)
+    return fig
+
+
+def along_path(ax, paths: dict, xlabel: str, ylabel: str, mark: float | None = None, level: tuple | None = None,
+               log: bool = True) -> None:
+    """A number measured now and then along chains: label -> (x, y), a dot each. mark: (x) where generation stops;
+    level: (height, name) of a line to compare with."""
+    for i, (label, (x, y)) in enumerate(paths.items()):
+        ax.plot(x, y, "osD^v"[i % 5] + "-", lw=2, ms=6, color=PALETTE[i], label=label)
+    if mark is not None:
+        ax.axvline(mark, color="grey", ls=":", lw=1.5)
+    if level:
+        ax.axhline(level[0], color="black", ls="--", lw=1.5, label=level[1])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+
+
+def class_shares(classes, before, after, low, high, kinds, table) -> plt.Figure:
+    """What a classifier calls images, in per cent. Left: shares (C,) of sources and of samples with their interval,
+    against uniform. Right: of the samples from each kind of source, table (kinds, C), rows add up to 100."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13.5, 4.2), gridspec_kw={"width_ratios": [1, 1.15]})
+    at = np.arange(len(classes))
+    left.bar(at, after, 0.75, color=SAMPLE, label="samples")
+    left.errorbar(at, after, [np.maximum(after - low, 0), np.maximum(high - after, 0)], fmt="none", ecolor="black", capsize=3)
+    left.plot(at, before, "_", color="black", ms=17, mew=3, label="their sources")
+    left.axhline(100 / len(classes), color=REAL, ls="--", lw=2, label="data: uniform")
+    left.set_xticks(at, classes, rotation=40, ha="right")
+    left.set(ylabel="called so, % of images")
+    left.legend()
+    sns.heatmap(table, ax=right, cmap="Reds", vmin=0, vmax=max(50, table.max()), annot=True, fmt=".0f", cbar=False,
+                linewidths=1, yticklabels=kinds)
+    right.set_xticks(at + 0.5, classes, rotation=40, ha="right")
+    right.set_yticklabels(kinds, rotation=0)
+    right.set(title="samples from each kind of source, % of the row", xlabel="")
     plt.close(fig)
     return fig
