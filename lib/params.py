@@ -23,6 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PARTS = ("start", "step", "sam", "progress", "real", "generation")     # a size scales them, only a method has them
 _WARNED: set[str] = set()
 
 
@@ -314,7 +315,7 @@ def _merge(low: dict, high: dict) -> dict:
             out[key] = _merge(out[key], value)
         elif isinstance(value, dict) and key in out and out[key] is None:
             pass                            # the method has no such part (softmax: no start, no step)
-        elif isinstance(value, dict) and key in ("start", "step") and key not in out:
+        elif isinstance(value, dict) and key in PARTS and key not in out:
             pass
         else:
             out[key] = value

@@ -84,3 +84,20 @@ def test_the_scale_wins_and_a_classifier_gets_no_chain(tree):
     tree["scales"]["quick"]["common"]["update"]["batch"] = 7
     run = params.run("softmax", "quick", tree)
     assert run.update.batch == 7 and run.start is None and run.step is None
+
+
+def test_a_size_switches_on_no_part_that_the_method_lacks():
+    """A scale's `sam: {rho: ...}` resizes SAM where a run has it, and leaves the runs beside it without."""
+    with_sam = {r for r, m in params.load()["runs"].items() if (m.get("update") or {}).get("sam")}
+    assert {"sada-k10", "softmax-sam", "sada-ablation-jem-sam"} <= with_sam
+    assert not with_sam & {"softmax", "jem", "sada-ablation-jem", "sada-ablation-jempp", "sada-ablation-noda"}
+    for profile in params.PROFILES:
+        for name in params.runs():
+            run = params.run(name, profile)
+            assert (run.update.sam is not None) == (name in with_sam), (profile, name)
+            assert (run.generation is not None) == name.startswith("at"), (profile, name)
+    small = {"profile": "quick", "scales": {"quick": {"common": {"update": {"iterations": 5, "sam": {"rho": 0.1}}}, "s": {}}},
+             "runs": {"a": {"title": "A", "size": "s", "data": "primary", "loss": {"generate": 0.0}, "update": {"optimizer": "sgd", "lr": 0.1}}}}
+    assert params.run("a", "quick", small).update.sam is None
+    small["runs"]["a"]["update"]["sam"] = {"rho": 0.2}
+    assert params.run("a", "quick", small).update.sam.rho == 0.1
