@@ -603,27 +603,27 @@ def climbs(radii, panels: dict) -> plt.Figure:
     return fig
 
 
-def radius_sweep(sweeps: dict) -> plt.Figure:
+def radius_sweep(sweeps: dict, start: float) -> plt.Figure:
     """Accuracy and FD-clf over the radius, one column of panels per method: label -> list of dicts with rho, accuracy and
-    fd (value, low, high each; NaN where the run diverged, which is marked with a cross)."""
+    fd (value, low, high each; NaN where the run diverged, which is marked with a cross). start: the FD-clf of p0."""
     fig, axes = plt.subplots(2, len(sweeps), figsize=(5.2 * len(sweeps), 5.6), sharey="row", sharex="col", squeeze=False)
     for i, (label, rows) in enumerate(sweeps.items()):
         rho = np.array([r["rho"] for r in rows])
         for ax, key, scale in zip(axes[:, i], ("accuracy", "fd"), (100, 1)):
             value, low, high = (scale * np.array([r[key][k] for r in rows], float) for k in range(3))
-            gone = np.isnan(value)
             ax.errorbar(rho, value, [np.maximum(value - low, 0), np.maximum(high - value, 0)], fmt="o-", lw=2, ms=7,
                         capsize=4, color=PALETTE[i])
-            ax.plot(rho[gone], np.full(gone.sum(), 0.05), "X", ms=12, color=PALETTE[3], mec="black",
-                    transform=ax.get_xaxis_transform(), label="diverged")
+            ax.plot(rho[np.isnan(value)], np.full(np.isnan(value).sum(), 0.05), "X", ms=12, color=PALETTE[3], mec="black",
+                    transform=ax.get_xaxis_transform())
             ax.set(xscale="log", yscale="log" if key == "fd" else "linear", title=label if key == "accuracy" else "")
-            if gone.any():
-                ax.legend()
-        axes[1, i].set_xticks(rho, [f"{r:g}" for r in rho])
+        axes[1, i].axhline(start, color="black", ls="--", lw=1.5, label="fresh draws from $p_0$")
+        axes[1, i].set(xticks=rho, xticklabels=[f"{r:g}" for r in rho], xlabel=r"radius $\rho$ (a cross: diverged)")
         axes[1, i].xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        axes[1, i].set_xlabel(r"radius $\rho$")
-    for ax, name in zip(axes[:, 0], ("test accuracy, %", "FD-clf (log scale),\nlower is better")):
-        ax.set_ylabel(name)
+        axes[1, i].yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes[1, i].yaxis.set(major_formatter="{x:g}", minor_formatter=matplotlib.ticker.NullFormatter())
+    axes[0, 0].set_ylabel("test accuracy, %")
+    axes[1, 0].set_ylabel("FD-clf (log scale),\nlower is better")
+    axes[1, 0].legend(fontsize="small")
     plt.close(fig)
     return fig
 
