@@ -1,6 +1,4 @@
-"""Calibration against torchmetrics, AUROC against counting, and what the made images are."""
-import time
-
+"""Calibration against torchmetrics, AUROC against counting."""
 import numpy as np
 import pytest
 import torch
