@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from lib import applications, data, evaluate, params
+from lib import applications, data, evaluate, params, sources
 from lib.networks import WideResNet
 
 
 @pytest.fixture
 def prepared(monkeypatch):
-    splits = {role: data.prepare(params.data("smoke", role)) for role in ("primary", "second", "faces", "cats", "church")}
+    splits = {role: sources.prepare(params.data("smoke", role)) for role in ("primary", "second", "faces", "cats", "church")}
     monkeypatch.setattr(data, "load", lambda profile, role="primary": splits[role])
     return splits
 

@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib import checkpoint, data, losses, networks, params, train
+from lib import checkpoint, data, losses, networks, params, sources, train
 
 
 @pytest.fixture(scope="module")
 def split():
-    return data.prepare(params.data("smoke", "primary"))
+    return sources.prepare(params.data("smoke", "primary"))
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_the_papers_256_pixel_runs_on_a_small_folder(name, tmp_path, monkeypatch
         image = torch.randint(256, (260, 270, 3), generator=g, dtype=torch.uint8)
         Image.fromarray(image.numpy()).save(tmp_path / f"{i}.jpg")
     config = params.data("paper", run.data).model_copy(update={"folder": str(tmp_path)})
-    split = data.prepare(config)
+    split = sources.prepare(config)
     monkeypatch.setattr(data, "p0", lambda run: split.x_test.expand(6, -1, -1, -1))
     assert split.shape == (3, 256, 256) and run.network.kind == "discriminator" and run.low == 0
     assert run.step.K == 40 and run.step.alpha == 2.0 and run.loss.r1 == 30 and run.update.lr == 5e-5      # published

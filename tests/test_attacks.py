@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import attacks, data, params
+from lib import attacks, data, params, sources
 
 
 class Linear(nn.Module):
@@ -21,7 +21,7 @@ class Linear(nn.Module):
 
 @pytest.fixture(scope="module")
 def mnist():
-    return data.prepare(params.Data(name="mnist", size=8, train=2000, test=300))
+    return sources.prepare(params.Data(name="mnist", size=8, train=2000, test=300))
 
 
 @pytest.fixture(scope="module")

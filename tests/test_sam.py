@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, networks, params, train
+from lib import data, networks, params, sources, train
 from lib.sam import SAM
 
 A = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
@@ -135,7 +135,7 @@ def test_running_statistics_see_the_first_pass_only():
 
 
 def test_a_sada_update_uses_one_set_of_negatives_and_two_streams():
-    split = data.prepare(params.data("smoke", "primary"))
+    split = sources.prepare(params.data("smoke", "primary"))
     trainer = train.Trainer(params.run("sada-k5", "smoke"), split, 0)
     seen, drawn = [], []
     loss, sample = trainer.loss, trainer.sample
@@ -150,7 +150,7 @@ def test_a_sada_update_uses_one_set_of_negatives_and_two_streams():
 
 
 def test_the_plain_stream_is_not_augmented():
-    split = data.prepare(params.data("smoke", "primary"))
+    split = sources.prepare(params.data("smoke", "primary"))
     run = params.run("sada-k5", "smoke")
     trainer = train.Trainer(run.model_copy(update={"augment": run.augment.model_copy(update={"noise": 0.0})}), split, 0)
     known = {image.numpy().tobytes() for image in split.x_train}
