@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lib.inits import upload
+
 
 class ReplayBuffer:
     """`images` (|B|, C, H, W): the last state of each chain. Its content is part of a checkpoint.
@@ -31,15 +33,15 @@ class ReplayBuffer:
     def draw(self, n: int, start, reinit: float, generator: torch.Generator | None = None):
         """n chain starts: from the buffer with probability 1 - reinit, else fresh from p0.
 
-        Only the reinitialised ones are drawn. Indices come from a CPU generator (no wait for the device).
+        Only the reinitialised ones are drawn. Indices come from a CPU generator, and no copy waits for the device.
         Returns: x0 (n, C, H, W), and where they live, index (n,), for `put`.
         """
         index = torch.randint(len(self), (n,), generator=generator)
         fresh = torch.nonzero(torch.rand(n, generator=generator) < reinit).flatten()
-        index_on_device = index.to(self.images.device)
+        index_on_device = upload(index, self.images.device)
         x = self.images[index_on_device]
         if len(fresh):
-            x[fresh.to(x.device)] = start.draw(len(fresh), generator).to(x.device)
+            x[upload(fresh, x.device)] = upload(start.draw(len(fresh), generator), x.device)
         return x, index_on_device
 
     def put(self, index: Tensor, x: Tensor) -> None:

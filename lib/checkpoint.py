@@ -5,6 +5,7 @@ kept; a corrupt one is set aside and the one before is used.
 """
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -37,9 +38,13 @@ def save(state: dict, folder: Path, iteration: int) -> None:
         old.unlink()
 
 
-def latest(folder: Path, device="cpu") -> dict | None:
-    """The newest checkpoint that loads, or None. A corrupt file is renamed *.corrupt and reported."""
+def latest(folder: Path, device="cpu", upto: float = math.inf) -> dict | None:
+    """The newest checkpoint that loads, or None. A corrupt file is renamed *.corrupt and reported; one of an iteration
+    after `upto`, which another process of the same run lacks, is removed."""
     for path in reversed(_files(folder)):
+        if int(path.stem) > upto:
+            path.unlink()
+            continue
         try:
             return torch.load(path, map_location=device, weights_only=True)
         except Exception as e:                      # zip, pickle and EOF errors: torch raises many kinds

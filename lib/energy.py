@@ -42,8 +42,9 @@ class Energy:
         self.model, self.y, self.precision = model, y, precision
 
     def autocast(self, x: Tensor):
-        """The precision's context for tensors on x's device."""
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """The precision's context for tensors on x's device. It caches no casts: a forward pass needs each weight once,
+        and a CUDA graph would keep a stale one."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x): (B, C) in fp32."""

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def upload(x: Tensor, device) -> Tensor:
+    """x on a device. A copy to a GPU waits for all that runs there, unless it starts from pinned memory."""
+    pinned = x.device.type == "cpu" and torch.device(device).type == "cuda"
+    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
+
+
 class Uniform:
     """p0(x) = U[low, high]^(C x H x W), JEM's uninformative start."""
 
@@ -57,10 +63,10 @@ class ClassGaussians:
         """
         if y is None:
             y = torch.multinomial(self.prior.cpu(), n, replacement=True, generator=generator)
-        z = torch.randn(n, self.mu.shape[1], generator=generator).to(self.mu.device)
+        z = upload(torch.randn(n, self.mu.shape[1], generator=generator), self.mu.device)
         x = torch.empty_like(z)
         for c in y.unique().tolist():
-            rows = torch.nonzero(y == c).flatten().to(z.device)
+            rows = upload(torch.nonzero(y == c).flatten(), z.device)
             x[rows] = self.mu[c] + z[rows] @ self.factor[c].T
         return x.clamp_(self.low, self.high).view(n, *self.shape)
 
@@ -87,4 +93,4 @@ class Images:
 
     def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """n images at random, with replacement; y is ignored. The generator is a CPU one."""
-        return self.images[torch.randint(len(self.images), (n,), generator=generator).to(self.images.device)]
+        return self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]

@@ -5,7 +5,8 @@ writes alpha/2, the official codes alpha; we follow the codes, and notebook 04 s
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,57 @@ def sample(E: Energy, x: Tensor, step, generator: torch.Generator | None = None,
     [low, 1]; `changes` replace arguments of the sampler (K, while it grows)."""
     own = step.arguments(low) | changes
     return SAMPLERS[step.kind](E, x, generator=generator, **own)
+
+
+class Graph:
+    """A chain as one CUDA graph: captured at the first call, then launched at once in place of kernel by kernel, where a
+    small network's GPU waits for Python. Not yet run on a GPU: tested with a stand-in for torch.cuda.
+
+    The graph reads weights where they lie (optimisers and load_state_dict write in place) and takes images of one shape.
+    Where a capture fails, one warning, and the chain runs as it is.
+
+    Args:
+        chain: x0 (B, ...) -> x^K, which waits for nothing on the device.   state: tensors that it changes in place
+        (running statistics).   generator: the device's, from which it draws noise.
+    """
+
+    def __init__(self, chain: Callable[[Tensor], Tensor], state: Iterable[Tensor] = (), generator=None):
+        self.chain, self.state, self.generator = chain, list(state), generator
+        self.graph = None                                        # None: not yet captured; False: cannot be
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.graph is None:
+            try:
+                self.graph = self._capture(x)
+            except RuntimeError as e:
+                self.graph = False
+                warnings.warn(f"no CUDA graph ({str(e).splitlines()[0]}): the chain runs step by step", stacklevel=2)
+        if self.graph is False:
+            return self.chain(x)
+        self.start.copy_(x)
+        self.graph.replay()
+        return self.end.clone()                                  # the next launch overwrites it
+
+    def _capture(self, x: Tensor):
+        before, drawn = [t.clone() for t in self.state], self.generator and self.generator.get_state()
+        self.start, side = x.clone(), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(side):                        # warm-up: libraries allocate and choose algorithms
+                for _ in range(2):
+                    self.chain(self.start)
+            torch.cuda.current_stream().wait_stream(side)
+        finally:                                                 # which must leave no trace
+            for t, value in zip(self.state, before):
+                t.copy_(value)
+            if self.generator:
+                self.generator.set_state(drawn)
+        graph = torch.cuda.CUDAGraph()
+        if self.generator:
+            graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.end = self.chain(self.start)
+        return graph
 
 
 SAMPLERS = {"sgld": sgld, "proximal": proximal_sgld, "pyld": pyld, "pgd": pgd}

@@ -4,11 +4,18 @@
 
 trains each seed of a run and leaves artifacts/<profile>/<run>/seed<s>/: weights.pt, buffer.pt (uint8),
 metrics.json, curve.csv, provenance.json, snapshots/. An interrupted run continues from its last checkpoint in
-scratch/ when the same command is given again; a changed configuration starts afresh.
+scratch/ when the same command is given again; a changed configuration starts afresh. With --minutes, it interrupts
+itself in time.
+
+    torchrun --nproc-per-node=2 -m lib.train jempp-m10
+
+trains the same run on two processes (one GPU each, where there are GPUs): update.batch images an update, half of them
+each, a replay buffer of |B|/2 each, published as one. Batch norm sees each half's statistics.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -25,32 +32,41 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, attacks, checkpoint, data, inits, losses, networks, params, samplers
+from lib import ROOT, attacks, checkpoint, data, distributed, inits, losses, networks, params, samplers
 from lib.buffer import ReplayBuffer
 from lib.energy import Energy, energy
 from lib.sam import SAM
 
 DIVERGED = 1e8          # |loss| above which the official codes call a run diverged
+UNFINISHED = 75         # exit status where --minutes ended a run early: sysexits.h's "try again later"
 COLUMNS = ("iteration", "epoch", "loss", "cross_entropy", "energy_real", "energy_sample", "accuracy",
            "grad_norm", "lr", "holdout_accuracy", "K", "auc", "travelled", "seconds")
+
+
+class OutOfTime(RuntimeError):
+    """The deadline passed before the run's end. A checkpoint is written: the same call, or command, continues."""
 
 
 class Trainer:
     """State of one run: network, optimiser, buffer, random streams. `step` makes one update.
 
-    Nothing in `step` waits for the device: its numbers stay there until `fit` reads them.
+    Nothing in `step` waits for the device: its numbers stay there until `fit` reads them. With several processes, each
+    has a Trainer: the same network, its share of the batch and of the buffer, random numbers of its own. `start`
+    replaces the p0 that the run names.
     """
 
-    def __init__(self, run: params.Run, split: data.Split, seed: int = 0, device: str | torch.device = "cpu"):
+    def __init__(self, run: params.Run, split: data.Split, seed: int = 0, device: str | torch.device = "cpu", start=None):
         self.run, self.split, self.device = run, split, torch.device(device)
         self.precision = resolve_precision(run.precision, self.device)
         self.iteration, self.seconds, self.rollbacks = 0, 0.0, 0
         torch.manual_seed(seed)                                  # weight initialisation draws from the global stream
         self.model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
                                     size=split.shape[1]).to(self.device)
+        distributed.broadcast(self.model)
         self.energy = Energy(self.model, precision=self.precision)
         self.optimizer = optimizer(self.model, run.update)
         self.seed(seed)
+        self.batch = distributed.share(run.update.batch, "update.batch")
         u, images = run.update, (split.x_train.to(self.device), split.y_train.to(self.device))
         self.stream = data.Stream(*images, u.batch, run.augment, seed, run.low)
         self.plain = None                                        # p(x)'s own batches, in another order, as they are
@@ -59,24 +75,36 @@ class Trainer:
         self.iterations = u.iterations or math.ceil(u.epochs * self.stream.per_epoch)
         self.start = self.buffer = self.progress = None
         if run.start:
-            self.start = start_of(run, split, self.device)
+            self.start = start or start_of(run, split, self.device)
             if run.start.kind != "images":
-                self.buffer = ReplayBuffer.filled(run.start.buffer, self.start, self.rng, self.device)
+                self.buffer = ReplayBuffer.filled(distributed.share(run.start.buffer, "start.buffer"), self.start, self.rng,
+                                                  self.device)
             if run.step.kind == "pgd":
                 self.progress = Progress(run.step, self.iterations)
 
     def seed(self, seed: int) -> None:
-        """Two streams: `rng` on the CPU for indices and starts, `noise` on the device for everything dense."""
-        self.rng = torch.Generator().manual_seed(seed)
-        self.noise = torch.Generator(self.device).manual_seed(seed + 1)
+        """Two streams: `rng` on the CPU for indices and starts, `noise` on the device for everything dense. Several
+        processes draw the batches' noise from a third, alike in all of them."""
+        own = seed + 15_485_863 * distributed.rank()
+        self.rng = torch.Generator().manual_seed(own)
+        self.noise = torch.Generator(self.device).manual_seed(own + 1)
+        self.common = self.noise if distributed.world() == 1 else torch.Generator(self.device).manual_seed(seed + 1)
+        self.chain = self.sampler()
+
+    def sampler(self):
+        """x0 -> x^K, the run's chain with the noise stream as it is now; on a GPU one graph, where the run says so."""
+        def chain(x: Tensor) -> Tensor:
+            return samplers.last(samplers.sample(self.energy, x, self.run.step, self.noise))
+        graph = self.run.graph and self.device.type == "cuda"
+        return samplers.Graph(chain, self.model.buffers(), self.noise) if graph else chain
 
     def step(self) -> dict[str, Tensor]:
         """One update: batch, samples, loss, weights. Returns scalars on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.run.update, self.iteration, self.iterations)
         self.model.train(self.progress is None)                  # AT-EBM: batch norm in evaluation mode throughout
-        x, y = self.stream(self.iteration, self.noise)
-        x_plus = self.plain(self.iteration, self.noise)[0] if self.plain else x
+        x, y = map(distributed.mine, self.stream(self.iteration, self.common))
+        x_plus = distributed.mine(self.plain(self.iteration, self.common)[0]) if self.plain else x
         x_minus, moved = None, {}
         if self.progress:
             x_plus, x_minus, moved = self.perturb(x_plus)
@@ -88,6 +116,8 @@ class Trainer:
         def closure():
             loss, numbers = self.loss(x, y, x_plus, x_minus)
             loss.backward()
+            if not self.run.update.sam:                          # SAM averages after its second pass
+                distributed.average_update(self.model)
             numbers["grad_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(
                 [p.grad for p in self.model.parameters() if p.grad is not None])))
             return {"loss": loss.detach(), **numbers}
@@ -113,12 +143,12 @@ class Trainer:
             x = samplers.last(samplers.pgd(self.energy, x, K=step.real.steps, alpha=step.alpha, radius=step.real.radius,
                                            clip=(self.run.low, 1.0), climb=True))
         travelled = (x_star - x0).flatten(1).norm(dim=1).mean()
-        return x, x_star, {"travelled": travelled, "K": torch.tensor(float(K))}
+        return x, x_star, {"travelled": travelled, "K": torch.full_like(travelled, K)}
 
     def sample(self) -> Tensor:
         """x^-: buffer and p0, the chain, back into the buffer (JEM++ Algorithm 2, lines 3, 4 and 6)."""
-        x0, index = self.buffer.draw(self.run.update.batch, self.start, self.run.start.reinit, self.rng)
-        x_minus = samplers.last(samplers.sample(self.energy, x0, self.run.step, self.noise))
+        x0, index = self.buffer.draw(self.batch, self.start, self.run.start.reinit, self.rng)
+        x_minus = self.chain(x0)
         self.buffer.put(index, x_minus)
         return x_minus
 
@@ -171,7 +201,7 @@ class Trainer:
                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "buffer": self.buffer.images if self.buffer else None,
                 "progress": self.progress.state_dict() if self.progress else None,
-                "rng": self.rng.get_state(), "noise": self.noise.get_state()}
+                "rng": self.rng.get_state(), "noise": self.noise.get_state(), "common": self.common.get_state()}
 
     def load_state_dict(self, s: dict) -> None:
         self.iteration, self.seconds, self.rollbacks = s["iteration"], s["seconds"], s["rollbacks"]
@@ -183,6 +213,7 @@ class Trainer:
             self.progress.load_state_dict(s["progress"])
         self.rng.set_state(s["rng"].cpu())
         self.noise.set_state(s["noise"].cpu())
+        self.common.set_state(s["common"].cpu())
 
     @torch.no_grad()
     def holdout_accuracy(self) -> float:
@@ -202,7 +233,8 @@ class Trainer:
 class Progress:
     """AT-EBM's K, growing from 0 to step.K, or fixed (lib.params.Progress). `record` is told every iteration's AUC.
 
-    The AUC rule looks once in ten iterations, so as to wait for the device no more often.
+    The AUC rule looks once in ten iterations, so as to wait for the device no more often. Several processes take the
+    mean of theirs, and so have one K.
     """
 
     def __init__(self, step: params.Step, iterations: int):
@@ -222,9 +254,14 @@ class Progress:
             return
         self.aucs = [*self.aucs, auc.detach()][-rule.window:]
         held = i + 1 - self.since
-        passed = held >= rule.window and held % 10 == 0 and torch.stack(self.aucs).mean().item() > rule.threshold
+        passed = held >= rule.window and held % 10 == 0 and self.mean_auc() > rule.threshold
         if passed or held == rule.hold:
             self.k, self.since, self.aucs = self.k + 1, i + 1, []
+
+    def mean_auc(self) -> float:
+        auc = torch.stack(self.aucs).mean()
+        distributed.average([auc])
+        return auc.item()
 
     def state_dict(self) -> dict:
         return {"k": self.k, "since": self.since, "aucs": torch.stack(self.aucs).cpu() if self.aucs else torch.empty(0)}
@@ -242,14 +279,16 @@ def told_apart(e_plus: Tensor, e_minus: Tensor) -> dict[str, Tensor]:
 
 
 def optimizer(model: torch.nn.Module, u: params.Update) -> torch.optim.Optimizer | SAM:
-    """The optimiser that `update` describes; SAM's second pass leaves batch norm's running statistics alone."""
+    """The optimiser that `update` describes; SAM's second pass leaves batch norm's running statistics alone, and its
+    gradients are the ones that several processes average."""
     if u.optimizer == "adam":
         base = torch.optim.Adam(model.parameters(), u.lr, u.betas, weight_decay=u.weight_decay)
     else:
         base = torch.optim.SGD(model.parameters(), u.lr, u.momentum, weight_decay=u.weight_decay)
     if not u.sam:
         return base
-    return SAM(base, u.sam.rho, u.sam.adaptive, second_pass=lambda: networks.batch_statistics(model))
+    return SAM(base, u.sam.rho, u.sam.adaptive, second_pass=lambda: networks.batch_statistics(model),
+               reduce=lambda: distributed.average_update(model))
 
 
 def learning_rate(u: params.Update, i: int, total: int) -> float:
@@ -266,7 +305,12 @@ def start_of(run: params.Run, split: data.Split, device):
     kind = run.start.kind
     if kind == "images":
         return inits.Images(data.to_range(data.p0(run), run.low).to(device))
-    return inits.Uniform(split.shape, run.low) if kind == "uniform" else split.gaussians.to(device)
+    if kind == "uniform":
+        return inits.Uniform(split.shape, run.low)
+    if split.gaussians is None:
+        raise data.DataError(f"{run.name}: start kind gaussians, but {split.title} has none fitted: set gaussians: true in "
+                             f"scales.{run.profile}.data.{run.data}, or another start")
+    return split.gaussians.to(device)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -280,38 +324,47 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 # ------------------------------------------------------------------------------------------- the loop around it
-def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None) -> dict:
+def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: float | None = None) -> dict:
     """Train to the end, or to a divergence; returns the metrics that are written to folder/metrics.json.
 
     A window of `log_every` iterations is read from the device at once. A loss that is not finite, or beyond
     1e8, ends the run with a verdict (its last healthy checkpoint's weights are kept), or, while
-    `rollbacks` remain, sends it back to that checkpoint with fresh noise.
+    `rollbacks` remain, sends it back to that checkpoint with fresh noise. Several processes decide on the mean of their
+    numbers; process 0 alone writes and calls `on_log`.
+
+    Args:
+        deadline: by time.monotonic(); it is looked at when a window ends.
+    Raises: OutOfTime; ConfigError where the run in scratch/ was begun by another number of processes.
     """
-    run = trainer.run
-    rows, divergences = [], []
-    state = checkpoint.latest(scratch, trainer.device)
+    run, first = trainer.run, distributed.rank() == 0
+    rows, divergences, scratch = [], [], _own_folder(trainer, scratch)
+    state = _latest(scratch, trainer.device)
     if state:
         rows, divergences = state.pop("rows"), state.pop("divergences")
         trainer.load_state_dict(state)
-        print(f"{run.name}: resumed at iteration {trainer.iteration}", file=sys.stderr)
+        if first:
+            print(f"{run.name}: resumed at iteration {trainer.iteration}", file=sys.stderr)
     else:
         _checkpoint(trainer, rows, divergences, scratch)
     bar = tqdm(total=trainer.iterations, initial=trainer.iteration, desc=run.name, unit="it",
-               mininterval=0.5 if sys.stderr.isatty() else 20, file=sys.stderr)
+               mininterval=0.5 if sys.stderr.isatty() else 20, file=sys.stderr, disable=not first)
     verdict, window, began = "finished", [], time.perf_counter()
     while trainer.iteration < trainer.iterations:
         window.append(trainer.step())
         i, end = trainer.iteration, trainer.iteration == trainer.iterations
         if not (i % run.log_every == 0 or i % run.checkpoint_every == 0 or end or _snapshot_due(trainer)):
             continue
-        values = {k: torch.stack([w[k] for w in window]).tolist() for k in window[0]}      # the one wait
+        table = torch.stack([torch.stack(tuple(w.values())) for w in window])              # (window, numbers)
+        distributed.average([table])
+        values = dict(zip(window[0], table.T.tolist()))                                    # the one wait
         now = time.perf_counter()
         trainer.seconds, began = trainer.seconds + now - began, now
         bad = next((j for j, v in enumerate(values["loss"]) if not abs(v) <= DIVERGED), None)
         if bad is not None:
             at = i - len(window) + bad + 1
             divergences.append(at)
-            bar.write(f"{run.name}: diverged at iteration {at} (loss {values['loss'][bad]:.3g})", file=sys.stderr)
+            if first:
+                bar.write(f"{run.name}: diverged at iteration {at} (loss {values['loss'][bad]:.3g})", file=sys.stderr)
             rows_kept = _roll_back(trainer, scratch, len(divergences))
             window, began = [], time.perf_counter()
             if len(divergences) > run.rollbacks:
@@ -330,12 +383,17 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None) -> dict:
         bar.update(len(window))
         bar.set_postfix(loss=f"{row['loss']:.3g}", acc=f"{row['accuracy']:.2f}", refresh=False)
         window = []
-        if on_log:
+        if on_log and first:
             on_log(trainer, row)
         if _snapshot_due(trainer):
             _publish(trainer, folder / "snapshots" / f"{i:08d}")
-        if i % run.checkpoint_every == 0 and not end:
+        late = not end and deadline is not None and distributed.least(deadline - time.monotonic(), trainer.device) <= 0
+        if late or (len(run.seeds) > 1 if end else i % run.checkpoint_every == 0):     # a seed that is done stays done
             _checkpoint(trainer, rows, divergences, scratch)
+        if late:
+            distributed.wait(trainer.device)                    # the first to end would have torchrun end the others
+            bar.close()
+            raise OutOfTime(f"{run.name}: out of time at iteration {i} of {trainer.iterations}; the same command continues")
     bar.close()
     per_epoch = trainer.seconds / max(trainer.iteration, 1) * trainer.stream.per_epoch
     metrics = {"verdict": verdict, "iterations": trainer.iteration, "planned": trainer.iterations,
@@ -344,6 +402,8 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None) -> dict:
                "holdout_accuracy": next((r["holdout_accuracy"] for r in reversed(rows)
                                          if r["holdout_accuracy"] == r["holdout_accuracy"]), None)}
     _publish(trainer, folder)
+    if not first:
+        return metrics
     with open(folder / "curve.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -363,7 +423,7 @@ def _checkpoint(trainer: Trainer, rows, divergences, scratch: Path) -> None:
 
 def _roll_back(trainer: Trainer, scratch: Path, times: int) -> list:
     """Back to the last healthy checkpoint, with other random numbers: the same ones would diverge again."""
-    state = checkpoint.latest(scratch, trainer.device)
+    state = _latest(scratch, trainer.device)
     rows = state.pop("rows")
     state.pop("divergences")
     trainer.load_state_dict(state)
@@ -372,42 +432,93 @@ def _roll_back(trainer: Trainer, scratch: Path, times: int) -> list:
     return rows
 
 
+def _own_folder(trainer: Trainer, scratch: Path) -> Path:
+    """Where this process keeps its checkpoints: scratch itself, or a folder of its own in it."""
+    N, begun = distributed.world(), {int(p.name.split("of")[1]) for p in scratch.glob("rank*of*")}
+    begun |= {1} if any(scratch.glob("*.pt")) else set()
+    distributed.wait(trainer.device)                            # all have looked before any of them writes
+    if begun - {N}:
+        raise params.ConfigError(f"{trainer.run.name}: begun by {max(begun - {N})} process(es), this is {N}; continue with "
+                                 f"as many (torchrun --nproc-per-node), or remove {scratch} to start afresh")
+    return scratch if N == 1 else scratch / f"rank{distributed.rank()}of{N}"
+
+
+def _latest(scratch: Path, device) -> dict | None:
+    """The newest checkpoint that every process has intact, or None."""
+    upto = math.inf
+    while True:
+        state = checkpoint.latest(scratch, device, upto)
+        at = state["iteration"] if state else -1
+        upto = distributed.least(at, device)
+        if distributed.least(at == upto, device):
+            return state
+
+
 def _publish(trainer: Trainer, folder: Path) -> None:
+    """Weights, and all processes' parts of the buffer; process 0 writes."""
+    images = distributed.gather(data.to_bytes(trainer.buffer.images)).cpu() if trainer.buffer else None
+    if distributed.rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_atomic({k: v.cpu() for k, v in trainer.model.state_dict().items()}, folder / "weights.pt")
-    if trainer.buffer:
-        checkpoint.save_atomic(data.to_bytes(trainer.buffer.images).cpu(), folder / "buffer.pt")
+    if images is not None:
+        checkpoint.save_atomic(images, folder / "buffer.pt")
 
 
-def train(run: params.Run, device: str | None = None, artifacts: Path | None = None,
-          scratch: Path | None = None) -> list[dict]:
-    """Train every seed of a run, one folder each; returns their metrics. Raises: DataError, ConfigError,
-    RuntimeError where another process is at work on the same run."""
+@contextlib.contextmanager
+def _alone(path: Path, run: params.Run, device):
+    """The lock on a run's folder, which process 0 holds for all of the run's. Raises: RuntimeError where it is taken."""
+    lock, free = FileLock(path), True
+    try:
+        if distributed.rank() == 0:
+            lock.acquire(timeout=0)
+    except Timeout:
+        free = False
+    if not distributed.least(free, device):
+        raise RuntimeError(f"run {run.name} ({run.profile}) is being trained by another process (lock {path}): wait for it, "
+                           "or end it, then try again")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def train(run: params.Run, device: str | None = None, artifacts: Path | None = None, scratch: Path | None = None,
+          deadline: float | None = None) -> list[dict]:
+    """Train every seed of a run, one folder each; returns their metrics. Where processes are joined
+    (lib.distributed), all of them call this alike.
+
+    Args:
+        device: None: cuda where there is one.   deadline: by time.monotonic(); None: no end but the run's.
+    Raises: DataError, ConfigError, OutOfTime, RuntimeError where another process is at work on the same run.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = data.load(run.profile, run.data)
     digest = fingerprint(run)
     artifacts = Path(artifacts or ROOT / "artifacts") / run.profile / run.name
     scratch = Path(scratch or ROOT / "scratch") / run.profile / run.name
     scratch.mkdir(parents=True, exist_ok=True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As torch.use_deterministic_algorithms(True, warn_only=True), which imports the compiler for a second; and no NaN
+    # in every fresh tensor: that mode's search for reads of unset memory costs a twentieth of a step.
+    torch.set_deterministic_debug_mode("warn")
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if run.threads:
         torch.set_num_threads(run.threads)
-    try:
-        with FileLock(scratch.with_suffix(".lock"), timeout=0):
-            results = []
-            for seed in run.seeds:
-                began = time.time()
-                folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
-                trainer = Trainer(run, split, seed, device)
-                folder.mkdir(parents=True, exist_ok=True)
-                results.append(fit(trainer, folder, work))
+    with _alone(scratch.with_suffix(".lock"), run, device):
+        results = []
+        for seed in run.seeds:
+            began = time.time()
+            folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
+            trainer = Trainer(run, split, seed, device)
+            folder.mkdir(parents=True, exist_ok=True)
+            results.append(fit(trainer, folder, work, deadline=deadline))
+            if distributed.rank() == 0:
                 about = provenance(run, seed, trainer, time.time() - began)
                 (folder / "provenance.json").write_text(json.dumps(about, indent=1) + "\n")
+        distributed.wait(device)
+        if distributed.rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
-            return results
-    except Timeout:
-        raise RuntimeError(f"run {run.name} ({run.profile}) is being trained by another process (lock "
-                           f"{scratch.with_suffix('.lock')}): wait for it, or end it, then try again") from None
+        return results
 
 
 def fingerprint(run: params.Run) -> str:
@@ -423,7 +534,7 @@ def provenance(run: params.Run, seed: int, trainer: Trainer, wall: float) -> dic
     name = torch.cuda.get_device_name(d) if d.type == "cuda" else (platform.processor() or platform.machine())
     return {"run": run.name, "profile": run.profile, "seed": seed, "config": run.model_dump(mode="json"),
             "data": trainer.split.title, "commit": commit(), "device": f"{d.type}: {name}",
-            "threads": torch.get_num_threads(), "precision": trainer.precision,
+            "processes": distributed.world(), "threads": torch.get_num_threads(), "precision": trainer.precision,
             "parameters": networks.parameter_count(trainer.model), "python": platform.python_version(),
             "torch": torch.__version__, "platform": platform.system(), "wall_seconds": round(wall, 1)}
 
@@ -444,21 +555,36 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--profile", choices=params.PROFILES)
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--minutes", type=float, help=f"then write a checkpoint and end with status {UNFINISHED}: the same "
+                        "command continues")
     args = parser.parse_args()
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     try:
-        run = params.run(args.run, args.profile)
-        if params.data(run.profile, run.data) is None:              # a role that this profile does not have
+        with distributed.joined(args.device) as device:
+            try:
+                _train_or_skip(params.run(args.run, args.profile), device, deadline)
+            except OutOfTime as e:
+                if distributed.rank() == 0:
+                    print(e, file=sys.stderr)
+                sys.exit(UNFINISHED)
+    except (params.ConfigError, data.DataError, OSError, RuntimeError) as e:
+        sys.exit(f"error: {e}")
+
+
+def _train_or_skip(run: params.Run, device: str | None, deadline: float | None) -> None:
+    first = distributed.rank() == 0
+    if params.data(run.profile, run.data) is None:              # a role that this profile does not have
+        if first:
             folder = ROOT / "artifacts" / run.profile / run.name
             folder.mkdir(parents=True, exist_ok=True)
             reason = f"profile {run.profile} has no {run.data} data set"
             (folder / "skipped.json").write_text(json.dumps({"skipped": reason}) + "\n")
             print(f"{run.name}: skipped, {reason}")
-            return
-        for seed, m in zip(run.seeds, train(run, args.device)):
+        return
+    for seed, m in zip(run.seeds, train(run, device, deadline=deadline)):
+        if first:
             print(f"{run.name} seed {seed}: {m['verdict']}, {m['iterations']} iterations in {m['seconds']:.0f} s, "
                   f"held-out accuracy {m['holdout_accuracy']}")
-    except (params.ConfigError, data.DataError, OSError, RuntimeError) as e:
-        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Samplers against known densities, and PYLD's closed form against its loop."""
+import contextlib
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from lib import samplers
+from lib import networks, samplers
 from lib.energy import Energy
 from lib.networks import MLP
 
@@ -117,3 +121,56 @@ def test_pgd_climbs_when_told_to(rng):
 def test_pgd_on_a_flat_energy_stays(rng):
     x = torch.rand(3, 2, generator=rng)
     assert torch.equal(samplers.last(samplers.pgd(lambda v: (0 * v).sum(1), x, K=3, alpha=0.1)), x)
+
+
+def stand_in(monkeypatch, graphed, refuse=False):
+    """torch.cuda without a GPU: what runs while capturing leaves no trace, and a replay does it again, from the same
+    input, into the same output. `graphed`: the list in which the chain's Graph is found."""
+    class CUDAGraph:
+        def register_generator_state(self, generator):
+            assert generator is graphed[0].generator
+
+        def replay(self):
+            graphed[0].end.copy_(graphed[0].chain(graphed[0].start))
+
+    @contextlib.contextmanager
+    def graph(_, capture_error_mode):
+        if refuse:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        g = graphed[0]
+        before, drawn = [t.clone() for t in g.state], g.generator.get_state()
+        yield
+        for t, value in zip(g.state, before):
+            t.copy_(value)
+        g.generator.set_state(drawn)
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+    for name, fake in (("CUDAGraph", CUDAGraph), ("graph", graph), ("Stream", Stream), ("current_stream", Stream),
+                       ("stream", contextlib.nullcontext)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_graph_is_the_chain(refuse, monkeypatch):
+    """Three calls, noise and batch norm included; where a capture fails, the same, with one warning."""
+    def chain(model, generator):
+        E = Energy(model)
+        return lambda x: samplers.last(samplers.proximal_sgld(E, x, K=3, alpha=1.0, noise=0.1, generator=generator))
+    torch.manual_seed(0)
+    model = networks.build("wrn", depth=10, widen=1, classes=10, channels=1).train()
+    twin, g, h = copy.deepcopy(model), torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    graphed = [samplers.Graph(chain(model, g), model.buffers(), g)]
+    stand_in(monkeypatch, graphed, refuse)
+    eager, results = chain(twin, h), []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for i in range(3):
+            x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)) * 2 - 1
+            results.append((graphed[0](x), eager(x)))
+    assert all(torch.equal(a, b) for a, b in results) and results[0][0].data_ptr() != results[1][0].data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers())) and torch.equal(g.get_state(), h.get_state())
+    told = [str(w.message) for w in said if "no CUDA graph" in str(w.message)]
+    assert told == (["no CUDA graph (operation not permitted when stream is capturing): the chain runs step by step"]
+                    if refuse else [])

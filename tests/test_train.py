@@ -1,4 +1,5 @@
 """The training loop: repeatable, resumable to the bit, honest about divergence."""
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import pytest
 import torch
 
-from lib import ROOT, data, params, train
+from lib import ROOT, data, params, sources, train
 
 
 def configure(name="jempp-m5", **update):
@@ -30,7 +31,7 @@ def fit(run, split, tmp_path, name, seed=0, **kw):
 
 @pytest.fixture(scope="module")
 def split():
-    return data.prepare(params.data("smoke", "primary"))
+    return sources.prepare(params.data("smoke", "primary"))
 
 
 @pytest.mark.parametrize("name", ["softmax", "jem", "jempp-m5"])
@@ -63,6 +64,65 @@ def test_an_interrupted_run_resumes_to_the_bit(name, split, tmp_path):
     assert curves[0] == curves[1], "all but the seconds"
 
 
+@pytest.mark.parametrize("name", ["jempp-m5", "sada-k5"])
+def test_a_run_out_of_time_continues_to_the_same_bits(name, split, tmp_path):
+    run = configure(name)                              # a window ends every 2 iterations, and at 3 and 9 for a checkpoint
+    whole, _ = fit(run, split, tmp_path, "whole")
+    stops = []
+    while not (tmp_path / "pieces" / "metrics.json").exists():
+        try:
+            pieces, metrics = fit(run, split, tmp_path, "pieces", deadline=time.monotonic())
+        except train.OutOfTime as e:
+            stops.append(str(e).removeprefix(f"{name}: out of time at iteration "))
+    assert [s.split()[0] for s in stops] == ["2", "3", "4", "6", "8", "9", "10"] and stops[0].startswith("2 of 12; the same")
+    assert torch.equal(weights(whole), weights(pieces)) and torch.equal(whole.buffer.images, pieces.buffer.images)
+    assert metrics["verdict"] == "finished" and metrics["iterations"] == 12
+    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text().splitlines()]
+              for d in ("whole", "pieces")]
+    assert curves[0] == curves[1], "all but the seconds"
+    assert fit(run, split, tmp_path, "far", deadline=time.monotonic() + 1e4)[1]["verdict"] == "finished"
+
+
+def test_the_command_ends_in_time_with_a_status_of_its_own(split, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda *a: split)
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "softmax", "--profile", "smoke", "--device", "cpu", "--minutes", "0"])
+    statuses = []
+    for _ in range(6):
+        try:
+            train.main()
+            break
+        except SystemExit as e:
+            statuses.append(e.code)
+    assert statuses == [train.UNFINISHED] * 3 and "softmax: out of time at iteration 2 of 6" in capsys.readouterr().err
+    about = json.loads((tmp_path / "artifacts" / "smoke" / "softmax" / "seed0" / "provenance.json").read_text())
+    assert about["processes"] == 1 and not (tmp_path / "scratch" / "smoke" / "softmax").exists()
+
+
+def test_a_seed_that_is_done_is_not_trained_again(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *a: split)
+    steps, real = [], train.Trainer.step
+    monkeypatch.setattr(train.Trainer, "step", lambda self: steps.append(1) or real(self))
+    run = configure("softmax").model_copy(update={"seeds": (0, 1)})
+    results = []
+    while not results:
+        with contextlib.suppress(train.OutOfTime):
+            results = train.train(run, "cpu", tmp_path / "a", tmp_path / "s", deadline=time.monotonic())
+    assert [m["iterations"] for m in results] == [12, 12] and len(steps) == 24
+
+
+def test_the_start_loads_no_compiler_and_sets_what_makes_runs_repeatable():
+    code = ("import sys, torch; from lib import train\n"
+            "torch.set_deterministic_debug_mode('warn'); a = [f() for f in (torch.are_deterministic_algorithms_enabled,\n"
+            "    torch.is_deterministic_algorithms_warn_only_enabled, torch.get_deterministic_debug_mode)]\n"
+            "assert not any(m in sys.modules for m in ('torch._inductor', 'torchvision', 'sklearn', 'matplotlib', 'scipy'))\n"
+            "torch.use_deterministic_algorithms(True, warn_only=True)\n"
+            "assert a == [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),\n"
+            "    torch.get_deterministic_debug_mode()] == [True, True, 1]\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_sigkill_in_the_middle_gives_the_same_weights(tmp_path):
     """The real thing: a process, SIGKILL, the same command again."""
     home = tmp_path / "project"
@@ -74,9 +134,9 @@ def test_sigkill_in_the_middle_gives_the_same_weights(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke"}
     # lib is a link: anchor the project's root at the copy
     code = ("import sys, pathlib, lib; lib.ROOT = pathlib.Path({home!r})\n"
-            "from lib import data, train, params\n"
+            "from lib import data, params, sources, train\n"
             "path = data.path_of('smoke', 'primary'); path.parent.mkdir(parents=True, exist_ok=True)\n"
-            "data.save(data.prepare(params.data('smoke', 'primary')), path)\n"
+            "data.save(sources.prepare(params.data('smoke', 'primary')), path)\n"
             "train.train(params.run('jempp-m10', 'smoke'), 'cpu', pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
             ).format(home=str(home))
 
