@@ -799,3 +799,37 @@ def class_shares(classes, before, after, low, high, kinds, table) -> plt.Figure:
     right.set(title="samples from each kind of source, % of the row", xlabel="")
     plt.close(fig)
     return fig
+
+
+def benchmark(found: dict) -> plt.Figure:
+    """What lib.bench measured: how many times faster than the plain transcription, where an update's time goes, and
+    how images per second scale."""
+    fig, (a, b, c) = plt.subplots(1, 3, figsize=(15, 4.2), width_ratios=[1.1, 1, 1.1])
+    runs = found["runs"]
+    at, ratio = np.arange(len(runs)), np.array([[r["ratio_low"], r["ratio"], r["ratio_high"]] for r in runs.values()]).T
+    a.barh(at, ratio[1], xerr=np.abs(ratio[[0, 2]] - ratio[1]), color=PALETTE[0], height=0.65)
+    for i, r in enumerate(runs.values()):
+        a.text(0.1, i, f"{r['seconds']:.2f} s", color="white", va="center", fontsize=11)
+    a.axvline(1, color="0.3", lw=1, ls=":")
+    a.set(yticks=at, yticklabels=list(runs), xlabel="times as fast as the plain transcription",
+          title=f"One update, {found['network']}, {found['data'].split(', ', 1)[1]}")
+    a.invert_yaxis()
+    shown = ("data", "start", "chain, forward", "chain, backward", "loss, forward", "loss, backward", "update", "buffer")
+    left = np.zeros(len(found["parts"]))
+    for part, colour in zip(shown, sns.color_palette("colorblind", len(shown))):
+        width = np.array([max(0.0, p[part]) for p in found["parts"].values()])
+        b.barh(list(found["parts"]), width, left=left, color=colour, height=0.5, label=part)
+        left += width
+    b.set(xlabel="seconds", title="Where an update's time goes")
+    b.invert_yaxis()
+    b.legend(ncols=2, fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    for what, marker in (("batch", "o"), ("width", "s"), ("M", "^"), ("pixels", "D")):
+        own = [r for r in found["scaling"] if r["what"] == what]
+        values, speed = [r["value"] for r in own], [r["images_per_second"] for r in own]
+        c.plot(np.array(values) / min(values), speed, marker=marker, label=f"{what}: {', '.join(map(str, values))}")
+    c.set(xscale="log", yscale="log", xlabel="as many times as the smallest", ylabel="images per second",
+          title="Scaling of JEM++ (M=10)")
+    c.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    c.minorticks_off()
+    c.legend(fontsize=10)
+    return fig

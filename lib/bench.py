@@ -1,0 +1,328 @@
+"""How fast a training update is, and where its time goes:  python -m lib.bench  (or make bench)
+
+Every method's update against a plain transcription of its paper's algorithm (lib/plain.py) in the same process, in
+turn, with medians and quartiles; the parts of an update; scaling in batch, image size, width and K; one process
+against two; memory. Writes results/bench/<machine>.json and .png and prints a short table last. A measurement, never
+a test: nothing here passes or fails. On a CPU WRN-10-2 stands for WRN-28-10, which a GPU measures.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib import ROOT, data, energy, inits, networks, outliers, params, plain, samplers, train
+
+RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
+MAIN = "jempp-m10"
+EPOCH = 50_000              # images of a CIFAR-10 epoch, for seconds per epoch
+SIZES = {"cpu": {"depth": 10, "widen": 2, "rounds": 5}, "cuda": {"depth": 28, "widen": 10, "rounds": 5}}
+
+
+def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = None, passes: int | None = None,
+                  precision: str = "auto", **changes) -> params.Run:
+    """Run `name` as published, on the device kind's network; `passes` replaces K (or M)."""
+    run, size = params.run(name, "paper").model_dump(), SIZES[kind]
+    run["network"] |= {"depth": size["depth"], "widen": widen or size["widen"]}
+    if kind == "cpu" and run["network"]["kind"] == "resnet50":
+        run["network"] |= {"kind": "discriminator", "width": 32}
+    run["update"] |= {"batch": batch, "epochs": None, "iterations": 1_000_000, "warmup": 0}
+    if run["start"]:
+        run["start"] |= {"buffer": 10_000, "images": 1_000}
+    if run["step"]:
+        run["step"] |= {"progress": None} | ({"M" if run["step"]["kind"] == "pyld" else "K": passes} if passes else {})
+    return params.Run(**run | {"precision": precision, **changes})
+
+
+def images(size: int = 32, n: int = 1_000) -> data.Split:
+    """Dead leaves in the shape of CIFAR-10, ten classes, with class Gaussians as large as real ones."""
+    g = torch.Generator().manual_seed(0)
+    x, y = outliers.dead_leaves(n, (3, size, size), g, leaves=30), torch.arange(n) % 10
+    D = 3 * size * size
+    fitted = inits.ClassGaussians(torch.zeros(10, D), 0.3 * torch.eye(D).repeat(10, 1, 1), torch.full((10,), 0.1),
+                                  (3, size, size))
+    return data.Split("cifar10", x, y, x[:0], y[:0], x[:100], y[:100], fitted)
+
+
+def trainer(run: params.Run, split: data.Split, device) -> train.Trainer:
+    """A run's trainer; AT-EBM's p0 is dead leaves, made here."""
+    start = None
+    if run.start and run.start.kind == "images":
+        start = inits.Images(data.to_range(split.x_train.flip(0), run.low).to(device))
+    return train.Trainer(run, split, 0, device, start=start)
+
+
+def wait(device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(f, device, repeat: int = 1) -> float:
+    """Of one call, the device's work included."""
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(repeat):
+        f()
+    wait(device)
+    return (time.perf_counter() - began) / repeat
+
+
+def in_turn(steps: dict, rounds: int, device) -> dict[str, list[float]]:
+    """name -> seconds of each round; A B A B ..., so that a machine that slows down slows both."""
+    for f in steps.values():
+        f()
+    found = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, f in steps.items():
+            found[name].append(seconds(f, device))
+    return found
+
+
+def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
+    """run -> seconds per update of both, their ratio (median of the rounds' ratios, and quartiles), images per second."""
+    out = {}
+    for name in names:
+        ours = trainer(configuration(name, device.type), split, device)
+        theirs = plain.Plain(ours)
+        t = in_turn({"ours": ours.step, "plain": theirs.step}, rounds, device)
+        ratios = sorted(b / a for a, b in zip(t["ours"], t["plain"]))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        mine = statistics.median(t["ours"])
+        out[name] = {"seconds": mine, "plain_seconds": statistics.median(t["plain"]), "ratio": middle,
+                     "ratio_low": low, "ratio_high": high, "iterations_per_second": 1 / mine,
+                     "images_per_second": ours.run.update.batch / mine,
+                     "seconds_per_epoch": EPOCH / ours.run.update.batch * mine, "precision": ours.precision}
+        print(f"{name:10s} {mine:7.3f} s, plain {out[name]['plain_seconds']:7.3f} s, {middle:5.2f} times", flush=True)
+    return out
+
+
+def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each part of an update: data, start, chain (forward, backward), loss (forward, backward),
+    update, buffer; and `step`, the whole. The parts run alone, so that overheads between them show."""
+    t = trainer(configuration(name, device.type), split, device)
+    u, step, E = t.run.update, t.run.step, t.energy
+    t.step()
+    x, y = t.stream(0, t.noise)
+    x0, index = t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng)
+    K = step.passes
+
+    def chain_forward():
+        for _ in range(K):
+            E(x0.detach().requires_grad_())
+
+    def loss():
+        t.optimizer.zero_grad()
+        return t.loss(x, y, x, x0)[0]
+
+    whole = {"data": lambda: t.stream(0, t.noise),
+             "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
+             "chain": lambda: [energy.gradient(E, x0) for _ in range(K)], "chain, forward": chain_forward,
+             "sampler": lambda: samplers.last(samplers.sample(E, x0, step, t.noise)),
+             "loss, forward": loss, "loss": lambda: loss().backward(), "update": t.optimizer.step,
+             "buffer": lambda: t.buffer.put(index, x0), "step": t.step}
+    m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
+    return {"data": m["data"], "start": m["start"], "chain, forward": m["chain, forward"],
+            "chain, backward": m["chain"] - m["chain, forward"], "loss, forward": m["loss, forward"],
+            "loss, backward": m["loss"] - m["loss, forward"], "update": m["update"], "buffer": m["buffer"],
+            "sampler": m["sampler"], "step": m["step"], "step / passes": m["step"] / (m["chain"] + m["loss"])}
+
+
+def scaling(split, device, rounds: int = 3) -> list[dict]:
+    """Seconds per update of JEM++ (M=10), one thing changed at a time."""
+    cuda = device.type == "cuda"
+    changes = [("batch", b, {"batch": b}) for b in ((32, 64, 128, 256, 512) if cuda else (16, 32, 64, 128))]
+    changes += [("width", w, {"widen": w}) for w in ((2, 4, 10) if cuda else (1, 2, 4))]
+    changes += [("M", m, {"passes": m}) for m in (5, 10, 20, 40)]
+    changes += [("pixels", s, {}) for s in (16, 32)]
+    out = []
+    for what, value, change in changes:
+        own = images(value, 500) if what == "pixels" else split
+        t = trainer(configuration(MAIN, device.type, **change), own, device)
+        s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
+        out.append({"what": what, "value": value, "seconds": s, "images_per_second": t.run.update.batch / s})
+        del t
+    return out
+
+
+def matrix_rate(device, n: int = 8192) -> float:
+    """TFLOP/s of a bf16 product of n x n matrices on this device: what a perfect step could use."""
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    a @ a
+    return 2 * n ** 3 / seconds(lambda: a @ a, device, 10) / 1e12
+
+
+def flops_per_image(model, shape) -> float:
+    """Multiplications and additions, counted apart, of one forward pass on images (C, H, W)."""
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *shape, device=next(model.parameters()).device))
+    return counter.get_total_flops()
+
+
+def step_flops(run: params.Run, forward: float) -> float:
+    """Of one update: a chain's pass costs a forward and an equally large backward pass for the input, a loss's pass
+    three forwards, for the input's gradient and the weights'."""
+    batches = 2 if run.step else 1
+    return run.update.batch * forward * (2 * (run.step.passes if run.step else 0) + 3 * batches)
+
+
+def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
+    """Bytes that one forward pass keeps for its backward pass, per image (weights left out)."""
+    model = networks.build(**run.network.model_dump(), classes=10, channels=3, size=32).to(device)
+    E, kept = energy.Energy(model, precision=train.resolve_precision(run.precision, device)), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in own and t.dim() == 4 and t.shape[0] == batch:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        e = E(torch.zeros(batch, 3, 32, 32, device=device, requires_grad=True))
+    del e
+    return sum(kept.values()) // batch
+
+
+def memory(device) -> dict[str, float]:
+    """GiB that JEM++ (M=10) with WRN-28-10 at batch 64 needs, item by item: counted, not guessed; and, on a GPU, the
+    measured peak. Activations grow with the batch; class Gaussians with classes times pixels squared."""
+    run, GiB = configuration(MAIN, "cuda"), 2 ** 30
+    weights = networks.parameter_count(networks.build(**run.network.model_dump(), classes=10, channels=3, size=32)) * 4
+    D = 3072
+    out = {"weights, gradients, momentum": 3 * weights / GiB, "SAM's copy": weights / GiB,
+           "replay buffer, 10,000 images": 10_000 * D * 4 / GiB, "class Gaussians, 10 classes": 10 * D * D * 4 / GiB,
+           "class Gaussians, 100 classes": 100 * D * D * 4 / GiB,
+           # the loss holds the real batch's and the samples' at once
+           "activations of a chain's pass": 64 * saved_bytes(run, device) / GiB}
+    out["activations of the loss's passes"] = 2 * out["activations of a chain's pass"]
+    return out
+
+
+def processes(device, steps: int = 4) -> dict[str, float]:
+    """Images per second of JEM++ (M=10), batch 64 a process, with one process and with two (of one thread each)."""
+    out = {}
+    have = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    for n in (1, 2):
+        if n > have:
+            continue
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", "--standalone", "-m",
+                               "lib.bench", "--worker", str(steps)], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if found := re.search(r"images per second: ([\d.]+)", done.stdout):
+            out[str(n)] = float(found[1])
+        else:
+            print(f"{n} processes: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+    return out
+
+
+def worker(steps: int) -> None:
+    """One of torchrun's processes."""
+    from lib import distributed
+    with distributed.joined() as place:
+        device, n = torch.device(place or "cpu"), distributed.world()
+        t = trainer(configuration(MAIN, device.type, batch=64 * n), images(), device)
+        t.step()                    # its all_reduce also makes both begin together
+        s = seconds(t.step, device, steps)
+        if distributed.rank() == 0:
+            print(f"images per second: {64 * n / s:.2f}")
+
+
+def kept_memory_gain() -> float | None:
+    """How much faster an energy gradient is because lib/__init__.py keeps freed memory: the same lines in two processes."""
+    code = ("import torch\nfrom lib import bench, energy\nd = torch.device('cpu')\n"
+            "t = bench.trainer(bench.configuration(bench.MAIN, 'cpu'), bench.images(32, 100), d)\n"
+            "x = torch.randn(64, 3, 32, 32)\n"
+            "print(min(bench.seconds(lambda: energy.gradient(t.energy, x), d) for _ in range(8)))")
+    times = []
+    for keep in ("0", "1"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, "EBM_KEEP_MEMORY": keep})
+        if done.returncode:
+            return None
+        times.append(float(done.stdout))
+    return times[0] / times[1]
+
+
+def machine(device) -> dict:
+    """What the numbers were measured on; `slug` names the files."""
+    if device.type == "cuda":
+        name, cores = torch.cuda.get_device_name(device), torch.cuda.device_count()
+    else:
+        info = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
+        found = re.search(r"model name\s*: (.+)", info)
+        name, cores = (found[1] if found else platform.processor() or platform.machine()), os.cpu_count()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores}".lower()).strip("-")
+    return {"device": name, "count": cores, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "python": platform.python_version(), "system": platform.system(), "commit": train.commit(),
+            "date": datetime.date.today().isoformat(), "slug": slug}
+
+
+def measure(device, names=RUNS, rounds: int | None = None, whole: bool = True) -> dict:
+    """Everything; `whole=False` leaves the comparison with the plain transcription alone."""
+    rounds, split = rounds or SIZES[device.type]["rounds"], images()
+    out = {"machine": machine(device), "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
+           "data": "dead leaves, 3x32x32, batch 64", "runs": against_plain(names, split, device, rounds)}
+    out["ratio_to_plain"] = {k: v["ratio"] for k, v in out["runs"].items()}
+    if whole:
+        out["parts"] = {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names}
+        out["scaling"] = scaling(split, device)
+        out["processes"] = processes(device)
+        out["memory_gib"] = memory(device)
+        if device.type == "cpu":
+            out["kept_memory_gain"] = kept_memory_gain()
+        else:
+            t = trainer(configuration(MAIN, "cuda"), split, device)
+            torch.cuda.reset_peak_memory_stats()
+            rate, s = matrix_rate(device), statistics.median(in_turn({"s": t.step}, rounds, device)["s"])
+            used = step_flops(t.run, flops_per_image(t.model, (3, 32, 32))) / s / 1e12
+            out["cuda"] = {"matrix_tflops": rate, "step_tflops": used, "share": used / rate,
+                           "peak_gib": torch.cuda.max_memory_allocated() / 2 ** 30}
+            t = trainer(configuration(MAIN, "cuda", graph=True), split, device)
+            out["cuda"]["graph_seconds"] = statistics.median(in_turn({"s": t.step}, rounds, device)["s"])
+    return out
+
+
+def table(found: dict) -> str:
+    """The comparison as Markdown."""
+    lines = ["| run | s / update | images/s | s / 50,000 images | plain s / update | times faster (quartiles) |",
+             "|---|---|---|---|---|---|"]
+    for name, r in found["runs"].items():
+        lines.append(f"| {name} | {r['seconds']:.3f} | {r['images_per_second']:.0f} | {r['seconds_per_epoch']:.0f} | "
+                     f"{r['plain_seconds']:.3f} | {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the speed of training updates on this machine.")
+    parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.worker)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = measure(device, args.runs, args.rounds)
+    folder = ROOT / "results" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{found['machine']['slug']}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    from lib import plots
+    plots.style()
+    plots.benchmark(found).savefig(path.with_suffix(".png"), bbox_inches="tight", pil_kwargs={"optimize": True})
+    print(f"\n{found['machine']['device']}, {found['machine']['count']}; {path.relative_to(ROOT)}\n{table(found)}")
+
+
+if __name__ == "__main__":
+    main()

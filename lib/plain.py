@@ -1,0 +1,138 @@
+"""The papers' algorithms written down plainly: what `make bench` measures the package against, and tests compare it with.
+
+Line by line, in float32: every inner step of PYLD through autograd, the replay buffer in host memory, a start drawn for
+every image of a batch though one in twenty is used, SAM's two passes in a row. Shares networks, data and p0 with the
+package, and nothing else of how it computes.
+"""
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from lib import data, train
+
+
+def energy(model, x: Tensor) -> Tensor:
+    return -torch.logsumexp(model(x), dim=1)
+
+
+def sgld(model, x: Tensor, K: int, alpha: float, noise: float) -> Tensor:
+    """JEM: x <- x - alpha dE/dx + noise eps, K times."""
+    for _ in range(K):
+        x = x.detach().requires_grad_()
+        g = torch.autograd.grad(energy(model, x).sum(), x)[0]
+        x = x - alpha * g + noise * torch.randn_like(x)
+    return x.detach()
+
+
+def proximal(model, x: Tensor, K: int, alpha: float, epsilon: float) -> Tensor:
+    """SADA-JEM Algorithm 1, lines 4 to 6, with the clamps of its code."""
+    for _ in range(K):
+        x = x.detach().requires_grad_()
+        g = torch.autograd.grad(energy(model, x).sum(), x)[0]
+        x = (x - alpha * g.clamp(-epsilon, epsilon)).clamp(-1, 1)
+    return x.detach()
+
+
+def pyld(model, x: Tensor, M: int, N: int, alpha: float, epsilon: float) -> Tensor:
+    """JEM++ Algorithm 1: M passes through the network, N through its first layer after each."""
+    for _ in range(M):
+        h = model.first(x).detach().requires_grad_()
+        p = torch.autograd.grad(-torch.logsumexp(model.rest(h), dim=1).sum(), h)[0]
+        for _ in range(N):
+            x = x.detach().requires_grad_()
+            gamma = torch.autograd.grad((p * model.first(x)).sum(), x)[0]
+            x = (x - alpha * gamma.clamp(-epsilon, epsilon)).clamp(-1, 1)
+    return x.detach()
+
+
+def pgd(model, x: Tensor, K: int, alpha: float, up: float = 1.0) -> Tensor:
+    """AT-EBM Eq. 7: normalised ascent on f (up = 1), descent for real images (up = -1)."""
+    for _ in range(K):
+        x = x.detach().requires_grad_()
+        g = torch.autograd.grad(model(x).sum(), x)[0]
+        x = (x + up * alpha * g / g.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]).clamp(0, 1)
+    return x.detach()
+
+
+class Plain:
+    """The same run as `trainer`, from a copy of its weights, with the methods' loops as above. `step` is one update."""
+
+    def __init__(self, trainer: train.Trainer):
+        self.run, self.stream, self.plain, self.device = trainer.run, trainer.stream, trainer.plain, trainer.device
+        self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
+        u = self.run.update
+        kind = {"adam": lambda p: torch.optim.Adam(p, u.lr, u.betas, weight_decay=u.weight_decay),
+                "sgd": lambda p: torch.optim.SGD(p, u.lr, u.momentum, weight_decay=u.weight_decay)}[u.optimizer]
+        self.optimizer, self.iteration, self.start = kind(self.model.parameters()), 0, trainer.start
+        self.images = trainer.buffer.images.cpu().clone() if trainer.buffer else None
+        self.normals = None
+        if hasattr(self.start, "factor"):
+            self.normals = [MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.start.mu, self.start.factor)]
+
+    def draw(self, n: int) -> Tensor:
+        """n starts from p0, one at a time where it is a mixture of Gaussians."""
+        if not self.normals:
+            return self.start.draw(n).cpu()
+        classes = torch.multinomial(self.start.prior.cpu(), n, replacement=True)
+        return torch.stack([self.normals[c].sample().view(self.start.shape) for c in classes]).clamp(-1, 1)
+
+    def sample(self) -> Tensor:
+        """x^-, from the buffer or from p0, and back into the buffer."""
+        s, n = self.run.step, self.run.update.batch
+        if s.kind == "pgd":
+            return pgd(self.model, self.draw(n).to(self.device), s.K, s.alpha)
+        index, fresh = torch.randint(len(self.images), (n,)), torch.rand(n) < self.run.start.reinit
+        x = torch.where(fresh[:, None, None, None], self.draw(n), self.images[index]).to(self.device)
+        if s.kind == "sgld":
+            x = sgld(self.model, x, s.K, s.alpha, s.noise)
+        elif s.kind == "proximal":
+            x = proximal(self.model, x, s.K, s.alpha, s.epsilon)
+        else:
+            x = pyld(self.model, x, s.M, s.N, s.alpha, s.epsilon or float("inf"))
+        self.images[index] = x.cpu()
+        return x
+
+    def loss(self, x: Tensor, y: Tensor, x_plus: Tensor, x_minus: Tensor | None) -> Tensor:
+        w = self.run.loss
+        if not w.classify:
+            x_plus = x_plus.detach().requires_grad_()
+            f = self.model(x_plus).squeeze(1)
+            loss = (F.softplus(-f).mean() + F.softplus(self.model(x_minus).squeeze(1)).mean()) / 2
+            if w.r1:
+                g = torch.autograd.grad(f.sum(), x_plus, create_graph=True)[0]
+                loss = loss + w.r1 * g.flatten(1).square().sum(1).mean() / 2
+            return loss
+        loss = F.cross_entropy(self.model(x), y)
+        return loss + energy(self.model, x_plus).mean() - energy(self.model, x_minus).mean() if x_minus is not None else loss
+
+    def step(self) -> Tensor:
+        """One update; returns the loss."""
+        s, sam = self.run.step, self.run.update.sam
+        self.model.train(not (s and s.kind == "pgd"))
+        x, y = self.stream(self.iteration)
+        x_plus = self.plain(self.iteration)[0] if self.plain else x
+        x_minus = self.sample() if s else None
+        if s and s.real:
+            x_plus = pgd(self.model, x_plus, s.real.steps, s.alpha, up=-1.0)
+        self.optimizer.zero_grad()
+        loss = self.loss(x, y, x_plus, x_minus)
+        loss.backward()
+        if sam:
+            before = [p.detach().clone() for p in self.model.parameters()]
+            norm = torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()
+            with torch.no_grad():
+                for p in self.model.parameters():
+                    p += sam.rho * p.grad / norm
+            self.optimizer.zero_grad()
+            self.loss(x, y, x_plus, x_minus).backward()
+            with torch.no_grad():
+                for p, b in zip(self.model.parameters(), before):
+                    p.copy_(b)
+        self.optimizer.step()
+        self.iteration += 1
+        return loss.detach()

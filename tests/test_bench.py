@@ -1,0 +1,86 @@
+"""The plain transcription agrees with the package; the benchmark measures what it says."""
+import copy
+import json
+
+import pytest
+import torch
+
+from lib import bench, plain, plots, samplers
+from lib.energy import Energy
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Ten classes of 16x16 colour images, small networks."""
+    before = bench.SIZES["cpu"].copy()
+    bench.SIZES["cpu"] |= {"depth": 10, "widen": 1, "rounds": 2}
+    yield bench.images(16, 200)
+    bench.SIZES["cpu"] |= before
+
+
+def test_the_chains_agree(wrn, rng):
+    x = torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
+    E = Energy(wrn)
+    pairs = [(plain.pyld(wrn, x, 3, 4, 0.1, 0.01), samplers.pyld(E, x, M=3, N=4, alpha=0.1, epsilon=0.01)),
+             (plain.proximal(wrn, x, 3, 0.5, 0.02), samplers.proximal_sgld(E, x, K=3, alpha=0.5, epsilon=0.02)),
+             (plain.sgld(wrn, x, 3, 0.5, 0.0), samplers.sgld(E, x, K=3, alpha=0.5))]
+    for ours, theirs in pairs:
+        assert (ours - x).abs().max() > 1e-3
+        torch.testing.assert_close(ours, samplers.last(theirs), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", bench.RUNS)
+def test_one_update_from_the_same_weights_and_samples_agrees(small, name):
+    """Loss, second stream, SAM, R1 and optimiser against an independent implementation of all of them."""
+    run = bench.configuration(name, "cpu", batch=8, passes=2, precision="fp32")
+    run = run.model_copy(update={"augment": run.augment.model_copy(update={"noise": 0.0, "kind": "none"}),
+                                 "network": run.network.model_copy(update={"width": 8})})
+    ours = bench.trainer(run, small, torch.device("cpu"))
+    theirs = plain.Plain(ours)
+    before = copy.deepcopy(ours.model.state_dict())
+    if run.step and run.step.kind == "pgd":
+        draws = ours.start.draw(8, torch.Generator().manual_seed(5))
+        ours.start.draw = lambda n, g=None: draws
+    elif run.step:
+        x_minus = small.gaussians.draw(8, torch.Generator().manual_seed(5))
+        ours.sample = theirs.sample = lambda: x_minus
+    ours.step(), theirs.step()
+    changed = 0.0
+    for key, a in ours.model.state_dict().items():
+        if a.is_floating_point() and "running" not in key:          # SAM's second pass leaves statistics alone, plainly not
+            torch.testing.assert_close(a, theirs.model.state_dict()[key], rtol=2e-3, atol=2e-5)
+            changed = max(changed, (a - before[key]).abs().max().item())
+    assert changed > 1e-4
+
+
+def test_a_measurement_holds_what_the_figure_and_the_table_show(small):
+    cpu = torch.device("cpu")
+    runs = bench.against_plain(["softmax", bench.MAIN], small, cpu, 2)
+    found = {"machine": bench.machine(cpu), "network": "small", "data": "dead leaves, small", "runs": runs,
+             "parts": {bench.MAIN: bench.parts(bench.MAIN, small, cpu, 1)},
+             "scaling": [{"what": w, "value": v, "seconds": 1.0, "images_per_second": 64.0}
+                         for w in ("batch", "width", "M", "pixels") for v in (1, 2)]}
+    assert runs[bench.MAIN]["ratio"] > 0 and json.dumps(found)
+    parts = found["parts"][bench.MAIN]
+    assert parts["step"] > parts["loss, forward"] > 0 and parts["sampler"] > parts["data"]
+    assert bench.MAIN in bench.table(found) and len(plots.benchmark(found).axes) == 3
+
+
+def test_rounds_alternate_and_count():
+    calls = []
+    found = bench.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, "cpu")
+    assert calls == ["a", "b"] * 3 and [len(v) for v in found.values()] == [2, 2]
+
+
+def test_memory_is_counted(small):
+    """Activations kept for the backward pass: at least every convolution's input, at most all that is computed."""
+    run = bench.configuration(bench.MAIN, "cpu", precision="fp32")
+    kept = bench.saved_bytes(run, torch.device("cpu"))
+    assert 4 * 16 * 32 * 32 * 4 < kept < 4 * 40 * 16 * 32 * 32
+    assert bench.saved_bytes(run, torch.device("cpu"), batch=8) == pytest.approx(kept, rel=0.01)
+
+
+def test_the_published_network_and_settings_are_measured():
+    run = bench.configuration("jempp-m10", "cuda")
+    assert (run.network.depth, run.network.widen, run.update.batch, run.start.buffer) == (28, 10, 64, 10_000)
+    assert run.step.M == 10 and run.step.N == 5 and run.augment.kind == "crop_flip"
