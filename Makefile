@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 export DVC_NO_ANALYTICS := 1
+# SciPy's matrix square roots: stages run side by side, one core each.
+export OPENBLAS_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro pipeline test lab book clean help
+.PHONY: repro pipeline test bench lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
+	@echo "make bench   measure the speed of training updates on this machine (10 minutes at most)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make book    the notebooks, as saved, as HTML pages in results/book/"
 	@echo "make clean   remove .venv and scratch files; results and artifacts stay"
@@ -27,14 +30,22 @@ STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i =
 repro: $(VENV)/.ready
 	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else $(MAKE) --no-print-directory pipeline; fi
 
+TIMES = scratch/times-$$(date +%Y%m%d-%H%M%S).txt
 pipeline:                # of `repro`, without the set-up: make pipeline PY=python, in an environment of your own
-	@$(PY) -m dvc repro data notebook-01 && echo "First pictures: notebooks/01_energies_in_2d.ipynb" && \
+	@mkdir -p scratch && times=$(TIMES) && $(PY) -m dvc repro data notebook-01 && \
+	echo "First pictures: notebooks/01_energies_in_2d.ipynb" && \
 	for kind in train@ evaluate@ apply@ notebook-; do \
-	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -n 1 $(PY) -m dvc --wait-for-lock repro -s || exit 1; \
-	done && $(PY) -m dvc repro
+	    $(STAGES) | grep "^$$kind" | xargs -P $(JOBS) -I{} sh -c 'began=$$(date +%s); $(PY) -m dvc --wait-for-lock repro -s {} \
+	        && echo {} $$(( $$(date +%s) - began )) >> '$$times || exit 1; \
+	done && $(PY) -m dvc repro && awk '{split($$1, a, "@"); k = a[1] ~ /^notebook/ ? "notebook" : a[1]; n[k]++; s[k] += $$2; \
+	    if ($$2 >= most[k]) {most[k] = $$2; name[k] = $$1}} END {for (k in n) \
+	    printf "%-9s %3d stages %5d s in all, longest %4d s (%s)\n", k, n[k], s[k], most[k], name[k]}' $$times
 
 test: $(VENV)/.ready
 	$(PY) -m pytest
+
+bench: $(VENV)/.ready
+	$(PY) -m lib.bench $(BENCH)                          # e.g. make bench BENCH="--runs jempp-m10"
 
 lab: $(VENV)/.ready
 	$(PY) -m jupyterlab --notebook-dir=. $(LAB)          # e.g. make lab LAB="--no-browser --port 8899"

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lib import ROOT
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
+INCEPTION = ("clean", "legacy_tensorflow")              # clean-fid's modes, of one network: lib.inception
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -37,8 +38,8 @@ class Section(BaseModel):
 
 class Data(Section):
     """One data set at one size. Images are square."""
-    name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn", "celeba_hq", "afhq_cat", "lsun_church",
-                  "imagenet"]
+    name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn", "celeba", "imagenet32", "celeba_hq", "afhq_cat",
+                  "lsun_church", "imagenet"]
     source: Literal["embedded", "full", "folder"] = "embedded"   # folder: image files under `folder`
     size: Annotated[int, Field(ge=8)]                   # pixels a side
     classes: tuple[int, ...] = ()                       # only images of these classes, labelled 0, 1, ...; (): all
@@ -46,6 +47,7 @@ class Data(Section):
     test: Count | None = None
     holdout: Annotated[int, Field(ge=0)] = 0            # of the training images, kept for validation
     folder: str | None = None                           # where the full data lie; None: data/raw
+    gaussians: bool = True                              # false: no chain starts from its class Gaussians, so fit none
 
 
 class Network(Section):
@@ -208,6 +210,7 @@ class Run(Section):
     seeds: tuple[int, ...] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     threads: Count | None = None                        # CPU threads of one run; None: torch's own choice
+    graph: bool = False                                 # CUDA: the whole chain as one graph, launched at once
     log_every: Count = 10                               # iterations
     validate_every: Count = 100
     checkpoint_every: Count = 200
@@ -279,6 +282,16 @@ def data(profile_name: str, role: str, params: dict | None = None) -> Data | Non
     section = _pick(scale(profile_name, params).get("data") or {}, role, f"scales.{profile_name}.data")
     where = f"scales.{profile_name}.data.{role}"
     return None if section is None else _build(Data, _tuples(section), where)
+
+
+def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
+    """The modes in which a profile measures FID and IS by Inception, the first also along training; (): in none.
+    Raises: ConfigError for another mode."""
+    modes = scale(profile_name, params).get("inception") or []
+    if not isinstance(modes, list) or not all(m in INCEPTION for m in modes):
+        raise ConfigError(f"params.yaml, scales.{profile_name}.inception: {modes!r}; expected a list of some of "
+                          f"{', '.join(INCEPTION)}, or no such key: then FD-clf and IS-clf alone are measured")
+    return tuple(modes)
 
 
 def run(name: str, profile_name: str | None = None, params: dict | None = None) -> Run:

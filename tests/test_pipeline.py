@@ -1,8 +1,10 @@
 """The smoke pipeline, end to end, and every notebook through nbval."""
 import json
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,9 +98,20 @@ def test_notebook_has_what_a_reader_needs(path):
     assert "/work" not in path.read_text() and "/root" not in path.read_text()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_through_nbval(pipeline, path):
+@pytest.fixture(scope="module")
+def compared(pipeline):
+    """Every notebook through nbval, as many side by side as there are cores: stem -> the finished process, to come."""
     home, env, _ = pipeline
-    done = subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-p",
-                           "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True)
+
+    def nbval(path):
+        return subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-p",
+                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {path.stem: pool.submit(nbval, path) for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_through_nbval(compared, path):
+    done = compared[path.stem].result()
     assert done.returncode == 0, done.stdout[-6000:]

@@ -55,10 +55,10 @@ def test_torchvision_imports_beside_any_torch():
 
 def test_imports_point_one_way():
     """params, data, networks -> energy -> inits, samplers, buffer, losses, sam -> train -> metrics, plots -> book."""
-    rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "inits": 2, "samplers": 2, "buffer": 2,
-            "losses": 2, "sam": 2, "outliers": 2, "checkpoint": 2, "data": 3, "attacks": 4, "purification": 5,
-            "worst_case": 5, "landscape": 5, "train": 5, "metrics": 5, "plots": 5, "uncertainty": 6, "evaluate": 7,
-            "applications": 8, "book": 9}
+    rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "distributed": 1, "inits": 2, "samplers": 2,
+            "buffer": 2, "losses": 2, "sam": 2, "outliers": 2, "checkpoint": 2, "data": 3, "inception": 4, "sources": 4, "attacks": 4,
+            "purification": 5, "worst_case": 5, "landscape": 5, "train": 5, "metrics": 5, "plots": 5, "uncertainty": 6, "evaluate": 7,
+            "applications": 8, "book": 9, "plain": 6, "bench": 9, "packing": 4, "cards": 9, "fleet": 10}
     for path in (ROOT / "lib").glob("*.py"):
         if path.stem == "__init__":
             continue
