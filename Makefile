@@ -7,11 +7,12 @@ export DVC_NO_ANALYTICS := 1
 export OPENBLAS_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro pipeline test bench lab book clean help
+.PHONY: repro pipeline test bench fleet lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
 	@echo "make bench   measure the speed of training updates on this machine (10 minutes at most)"
+	@echo "make fleet   train what is pending within some minutes, for rented GPUs"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make book    the notebooks, as saved, as HTML pages in results/book/"
 	@echo "make clean   remove .venv and scratch files; results and artifacts stay"
@@ -46,6 +47,9 @@ test: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(PY) -m lib.bench $(BENCH)                          # e.g. make bench BENCH="--runs jempp-m10"
+
+fleet: $(VENV)/.ready
+	$(PY) -m lib.fleet $(FLEET)                          # e.g. make fleet FLEET="--profile gpu --minutes 25 --pack packed"
 
 lab: $(VENV)/.ready
 	$(PY) -m jupyterlab --notebook-dir=. $(LAB)          # e.g. make lab LAB="--no-browser --port 8899"

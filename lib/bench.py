@@ -177,6 +177,23 @@ def step_flops(run: params.Run, forward: float) -> float:
     return run.update.batch * forward * (2 * (run.step.passes if run.step else 0) + 3 * batches)
 
 
+def cost(name: str, rate: float = 300.0, images: int = 45_000) -> dict[str, float]:
+    """What one seed of a run costs as published: updates, 10^18 operations, hours at `rate` TFLOP/s (an assumption, until
+    a GPU has been measured), GB on disk."""
+    run = params.run(name, "paper")
+    size = 256 if run.data in ("faces", "cats", "church") else 32
+    model = networks.build(**run.network.model_dump(), classes=10, channels=3, size=size)
+    updates = run.update.iterations or int(run.update.epochs * (images // run.update.batch))
+    passes = 2 if run.update.sam else 1
+    forward = flops_per_image(model, (3, size, size))
+    chain = 2 * ((run.step.passes if run.step else 0) + (run.step.real.steps if run.step and run.step.real else 0))
+    losses = 3 * passes * (1 + bool(run.step) + (run.augment.branches == "classify"))
+    total = updates * run.update.batch * forward * (chain + losses)
+    kept = 1 + run.snapshots
+    disk = kept * (4 * networks.parameter_count(model) + (run.start.buffer if run.start and not run.generation else 0) * 3 * size ** 2)
+    return {"updates": updates, "exaflop": total / 1e18, "hours": total / (rate * 1e12) / 3600, "gb": disk / 1e9}
+
+
 def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
     """Bytes that one forward pass keeps for its backward pass, per image (weights left out)."""
     model = networks.build(**run.network.model_dump(), classes=10, channels=3, size=32).to(device)

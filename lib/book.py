@@ -2,6 +2,7 @@
 
     python -m lib.book run 05_jempp_results      execute a notebook (papermill) into results/<profile>/05_jempp_results/
     python -m lib.book register                  merge what they recorded into results/<profile>/artefacts.json
+    python -m lib.book coverage                  which of them each profile produces, as the README's table
 
 A notebook's folder holds its executed copy, its figures (<id>.png), its tables (<id>.csv and <id>.md) and
 recorded.json. With the quick profile the executed copy is written back to notebooks/, so that a reader sees there
@@ -118,6 +119,13 @@ def published(id: str, **columns):
     return frame.rename(columns=columns)
 
 
+def inception_columns(section: dict, protocol: str = "") -> dict[str, float]:
+    """A table's columns of a measured section (lib.evaluate): FID, IS and, of few images, KID in each of Inception's modes
+    that the profile asks for, e.g. 'FID clean, buffer'; {} where it asks for none. protocol: names the images."""
+    return {f"{number.upper()} {mode}{protocol and ', ' + protocol}": measured[number]
+            for mode, measured in section.get("inception", {}).items() for number in ("fid", "is", "kid") if number in measured}
+
+
 def run_notebook(name: str, profile: str | None = None) -> Path:
     """Execute notebooks/<name>.ipynb with papermill into results/<profile>/<name>/ and, for quick, back in place.
 
@@ -177,17 +185,60 @@ def register(profile: str | None = None) -> dict:
     return merged
 
 
+# the roles of data that artefacts are shown on, where these are not the primary one alone
+ROLES = {**dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
+         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "sada-fig2": ("primary", "third"),
+         **dict.fromkeys(("at-table3", "at-fig6"), ("faces", "cats", "church")),
+         **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
+         **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ())}
+
+
+def coverage() -> str:
+    """Which figures and tables each profile produces, and on which data, by params.yaml: the README's table, Markdown.
+    Where none of an artefact's roles has data, the profile shows a stand-in, which says so itself."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for id in papers.ARTEFACTS:
+        groups.setdefault(ROLES.get(id, ("primary",)), []).append(id)
+    rows = [["figures and tables", *(f"`{p}`" for p in params.PROFILES)], ["---"] * (1 + len(params.PROFILES))]
+    for roles, ids in groups.items():
+        without = "a stand-in" if roles else "needs no data"
+        rows.append([f"{len(ids)}: {_ids(ids)}", *(_data_of(p, roles) or without for p in params.PROFILES)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _data_of(profile: str, roles) -> str:
+    """The data sets that play these roles, e.g. 'Fashion-MNIST 16×16 (Boot, Bag)'."""
+    found: dict[str, list[str]] = {}
+    for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
+        if p:
+            found.setdefault(f"{data.TITLES[p.name]} {p.size}×{p.size}", []).extend(data.CLASSES[p.name][c] for c in p.classes)
+    return "; ".join(title + (f" ({', '.join(classes)})" if classes else "") for title, classes in found.items())
+
+
+def _ids(ids: list[str]) -> str:
+    """Ids in a row, each paper's prefix once: `jempp-fig1`, `-fig2`, `sada-fig1`."""
+    out, before = [], None
+    for id in ids:
+        paper, label = id.split("-", 1)
+        out.append(f"`{id}`" if paper != before else f"`-{label}`")
+        before = paper
+    return ", ".join(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run notebooks and keep the register.")
     sub = parser.add_subparsers(dest="what", required=True)
     one = sub.add_parser("run")
     one.add_argument("name")
+    sub.add_parser("coverage")
     for p in (one, sub.add_parser("register")):
         p.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
     try:
         if args.what == "run":
             print(run_notebook(args.name, args.profile).relative_to(ROOT))
+        elif args.what == "coverage":
+            print(coverage())
         else:
             merged = register(args.profile)
             print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")

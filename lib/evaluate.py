@@ -18,17 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import ROOT, data, metrics, networks, params, samplers, train, uncertainty
+from lib import ROOT, data, inception, metrics, networks, params, samplers, train, uncertainty
 from lib.energy import Energy, log_p_y
 
 SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
 BATCH = 250         # images moved at once
 RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
+FRESH = 1000        # chains without the buffer: as many as the most confident share of 10,000
+SOME = 5000         # of Inception's features of the data, kept for KID
 
 
 @dataclass
 class Trained:
-    """A run as it came out of training: what notebooks and evaluation work with."""
+    """A run as it came out of training: what notebooks and evaluation work with.
+
+        model = load_run("jempp-m10")
+        images = model.sample(16)                # uint8 (16, C, H, W)
+        p, s = model.classify(images), model.score(images)      # p(y|x) (16, classes); log p(x) + log Z (16,)
+    """
     run: params.Run
     seed: int
     model: networks.Network
@@ -36,6 +43,11 @@ class Trained:
     metrics: dict
     provenance: dict
     folder: Path
+    shape: tuple[int, int, int] | None = None       # of its images, (C, H, W); None: not checked
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def energy(self, y=None) -> Energy:
         """Its energy, in fp32."""
@@ -44,17 +56,80 @@ class Trained:
     def perturb(self, x: torch.Tensor, K: int, alpha: float, radius: float | None = None) -> torch.Tensor:
         """Images moved down the energy by K PGD steps of length alpha (in units of the run's range): how AT-EBM
         generates, translates and repairs. uint8 (n, C, H, W) -> uint8, evaluation mode."""
-        low, device = self.run.low, next(self.model.parameters()).device
-        moved = []
+        low, moved = self.run.low, []
         for part in x.split(BATCH):
-            chain = samplers.pgd(self.energy(), data.to_range(part.to(device), low), K=K, alpha=alpha, radius=radius,
+            chain = samplers.pgd(self.energy(), data.to_range(part.to(self.device), low), K=K, alpha=alpha, radius=radius,
                                  clip=(low, 1.0))
             moved.append(data.to_bytes(samplers.last(chain), low).cpu())
         return torch.cat(moved)
 
+    def sample(self, n: int, generator: torch.Generator | None = None, fresh: bool = False) -> torch.Tensor:
+        """n images that the model makes, uint8 (n, C, H, W).
+
+        The JEM family: images of the replay buffer, none twice before all were drawn, after one more visit, as in training:
+        the run's own step, batch norm by the batch's statistics. AT-EBM: p0 images after `generation.steps` steps.
+
+        Args:
+            generator: on the CPU, on every device; None: torch's global random numbers.
+            fresh: start at p0 in place of the buffer, and move on for the 1 / reinit visits that a chain in the buffer has
+                behind it on average: what the energy makes without its buffer.
+        Raises: ValueError for a classifier, which has no chain, or n < 1; DataError where fresh starts lack their data.
+        """
+        run = self.run
+        if run.step is None or n < 1:
+            raise ValueError(f"{n} samples of {run.name}: " + ("expected at least 1" if run.step else "a classifier has no "
+                             "chain; expected a run with a start and a step, such as jempp-m10"))
+        if run.generation:
+            starts = data.to_bytes(self._fresh(n, generator), run.low)
+            return self.perturb(starts, run.generation.steps, run.generation.alpha)
+        m = max(n, run.update.batch)                    # batch norm looks at the batch: no fewer chains than in training
+        x0 = self._fresh(m, generator) if fresh else data.to_range(self.buffer[self._shuffled(m, generator)], run.low)
+        noise = torch.Generator(self.device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+        visits = round(1 / max(run.start.reinit, 0.01)) if fresh else 1
+        with networks.batch_statistics(self.model):
+            moved = [self._visit(part, visits, noise) for part in x0.tensor_split(-(-m // BATCH))]
+        return torch.cat(moved)[:n]
+
+    def _fresh(self, n: int, generator) -> torch.Tensor:
+        """n draws from the run's p0, in its range."""
+        split = data.load(self.run.profile, self.run.data)
+        return train.start_of(self.run, split, "cpu").draw(n, generator)
+
+    def _shuffled(self, n: int, generator) -> torch.Tensor:
+        """n indices of the buffer: whole permutations, the last one cut off."""
+        turns = range(-(-n // len(self.buffer)))
+        return torch.cat([torch.randperm(len(self.buffer), generator=generator) for _ in turns])[:n]
+
+    def _visit(self, x: torch.Tensor, visits: int, noise: torch.Generator) -> torch.Tensor:
+        x = x.to(self.device)
+        for _ in range(visits):
+            x = samplers.last(samplers.sample(self.energy(), x, self.run.step, noise, self.run.low))
+        return data.to_bytes(x, self.run.low).cpu()
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """p(y|x) of uint8 images (n, C, H, W): (n, classes), rows add up to 1. Evaluation mode; without the input noise
+        under which accuracy is measured. Raises: ValueError for AT-EBM, which has no classes, and for other images."""
+        if self.model.head.out_features == 1:
+            raise ValueError(f"run {self.run.name} has one logit and no classes: use score, or a run with labels, such as "
+                             "jempp-m10")
+        return log_p_y(metrics.logits_of(self.model, self._checked(x), device=self.device, low=self.run.low)).exp()
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        """log p(x) + log Z in nats of uint8 images (n, C, H, W): (n,), higher is more like the training data; log Z is one
+        unknown number, so scores compare within a model only. Raises: ValueError for other images."""
+        return torch.from_numpy(uncertainty.scores(self.model, self._checked(x), "log_p_x", self.device, self.run.low))
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.uint8 or x.dim() != 4 or (self.shape and tuple(x.shape[1:]) != tuple(self.shape)):
+            wanted = ", ".join(map(str, self.shape or ("C", "H", "W")))
+            raise ValueError(f"images {x.dtype} of shape {tuple(x.shape)}: expected torch.uint8 (n, {wanted}), as "
+                             f"{self.run.name} was trained on; data.to_bytes and sources.resize make them")
+        return x
+
 
 def load_run(name: str, profile: str | None = None, seed: int | None = None, device="cpu") -> Trained:
-    """A trained run by name. Raises: data.DataError where it has not been trained."""
+    """A trained run by name; its methods sample, classify and score (Trained). seed: None: the run's first.
+    Raises: data.DataError where it has not been trained."""
     run = params.run(name, profile)
     seed = run.seeds[0] if seed is None else seed
     folder = ROOT / "artifacts" / run.profile / run.name / f"seed{seed}"
@@ -68,14 +143,39 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
     buffer = folder / "buffer.pt"
     return Trained(run, seed, model.to(device).eval(), torch.load(buffer, weights_only=True) if buffer.exists() else None,
                    json.loads((folder / "metrics.json").read_text()),
-                   json.loads((folder / "provenance.json").read_text()), folder)
+                   json.loads((folder / "provenance.json").read_text()), folder, split.shape)
 
 
-def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
+@dataclass
+class Judge:
+    """What images are measured by, against train + test images (the papers' reference): the reference classifier's
+    features, and Inception's in the modes that the profile asks for."""
+    reference: Trained
+    real: metrics.Moments
+    inception: dict[str, tuple[inception.Inception, metrics.Moments]]       # by mode
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, reference: Trained, split: data.Split, modes=(), device="cpu") -> Judge:
+        networks = {mode: inception.Inception(mode, device) for mode in modes}
+        return cls(reference, moments_of_data(reference, split, device),
+                   {mode: (network, moments_of_data(network, split, device)) for mode, network in networks.items()}, device)
+
+    def __call__(self, images: torch.Tensor, resamples: int = 0, along: bool = False) -> dict:
+        """FD-clf and IS-clf of uint8 images, with `resamples` an interval too; under `inception`, mode -> FID, IS, KID.
+        along: one of many measurements along training, by the first mode alone."""
+        out = metrics.quality(images, self.reference.model, self.real, self.device, resamples)
+        if modes := list(self.inception)[:1 if along else None]:
+            out["inception"] = {mode: metrics.inception_quality(images, *self.inception[mode]) for mode in modes}
+        return out
+
+
+def measure(trained: Trained, judge: Judge | None, split: data.Split, device="cpu") -> dict:
     """Test accuracy with its bootstrap interval; FD-clf and IS-clf of the buffer, by both protocols, and of
-    fresh p0 draws, all against train + test images (the papers' reference)."""
+    fresh p0 draws, all against train + test images (the papers' reference). Where Inception measures too, chains that
+    never saw the buffer are a fifth protocol, `fresh`. A classifier needs no judge."""
     if trained.run.generation:
-        return generated(trained, reference, split, device)
+        return generated(trained, judge)
     logits = metrics.logits_of(trained.model, split.x_test, trained.run.augment.noise, device=device)
     hits = (logits.argmax(1) == split.y_test).numpy()
     low, high = metrics.bootstrap(hits)
@@ -83,58 +183,65 @@ def measure(trained: Trained, reference: Trained, split: data.Split, device="cpu
     out["calibration"] = calibration(logits, split.y_test)
     if trained.buffer is None:
         return out
-    real = moments_of_data(reference, split, device)
-    out["buffer"] = metrics.quality(trained.buffer, reference.model, real, device, RESAMPLES)
+    out["buffer"] = judge(trained.buffer, RESAMPLES)
     own = log_p_y(metrics.logits_of(trained.model, trained.buffer, device=device)).exp().numpy()
     kept = metrics.most_confident(own.max(1), own.argmax(1), SHARE)
     if len(kept) >= 10:
-        out["confident"] = {**metrics.quality(trained.buffer[kept], reference.model, real, device), "share": SHARE}
+        out["confident"] = {**judge(trained.buffer[kept]), "share": SHARE}
         # A Frechet distance grows as images get fewer: the fair comparison is as many images at random.
         some = torch.randperm(len(trained.buffer), generator=torch.Generator().manual_seed(0))[:len(kept)]
-        out["matched"] = metrics.quality(trained.buffer[some], reference.model, real, device)
+        out["matched"] = judge(trained.buffer[some])
     start = train.start_of(trained.run, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
-    out["start"] = metrics.quality(draws, reference.model, real, device)
+    out["start"] = judge(draws)
+    if judge.inception:
+        fresh = trained.sample(min(FRESH, len(trained.buffer)), torch.Generator().manual_seed(0), fresh=True)
+        out["fresh"] = judge(fresh)
     if folders := sorted(trained.folder.glob("snapshots/*")):
-        out["snapshots"] = [along(trained, f, reference, split, real, device) for f in folders]
+        out["snapshots"] = [along(trained, f, judge, split) for f in folders]
     return out
 
 
-def moments_of_data(reference: Trained, split: data.Split, device="cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of the reference's features of training and test images together. They are the same for
-    every run measured by one reference, so they are kept in scratch/, under a hash of all that they depend on."""
-    x = torch.cat([split.x_train, split.x_test])
-    content = hashlib.sha256((reference.folder / "weights.pt").read_bytes() + x.numpy().tobytes()).hexdigest()[:16]
-    path = ROOT / "scratch" / f"moments-{content}.npz"
+def moments_of_data(extractor: Trained | inception.Inception, split: data.Split, device="cpu") -> metrics.Moments:
+    """Moments of the features of training and test images together, by the reference classifier or by Inception. They
+    are the same for every run measured by one extractor, so they are kept in scratch/, under a hash of all they depend
+    on."""
+    ours = isinstance(extractor, Trained)
+    content = hashlib.sha256((extractor.folder / "weights.pt").read_bytes() if ours else extractor.key.encode())
+    for part in (split.x_train, split.x_test):
+        content.update(part.contiguous().numpy())
+    path = ROOT / "scratch" / f"moments-{content.hexdigest()[:16]}.npz"
     if path.exists():
         with np.load(path) as f:
-            return f["mean"], f["covariance"]
-    mean, covariance = metrics.moments(metrics.features_of(reference.model, x, device)[0])
+            return metrics.Moments(**f)
+    x = torch.cat([split.x_train, split.x_test])
+    features = metrics.features_of(extractor.model, x, device)[0] if ours else extractor(x)[0]
+    mean, covariance = metrics.moments(features)
+    found = metrics.Moments(mean, covariance, None if ours else features[torch.randperm(
+        len(features), generator=torch.Generator().manual_seed(0))[:SOME].numpy()])
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{os.getpid()}-{path.name}")       # another stage may be at the same work
-    np.savez(unfinished, mean=mean, covariance=covariance)
+    np.savez(unfinished, **{k: v for k, v in found._asdict().items() if v is not None})
     os.replace(unfinished, path)
-    return mean, covariance
+    return found
 
 
-def generated(trained: Trained, reference: Trained, split: data.Split, device="cpu") -> dict:
+def generated(trained: Trained, judge: Judge) -> dict:
     """AT-EBM: FD-clf and IS-clf of p0 images after `generation.steps` steps, of the same images before, and of the
     weights kept along the way; the binary task at the end of training; the time of an image."""
     how = trained.run.generation
-    real = moments_of_data(reference, split, device)
     p0, g = data.p0(trained.run), torch.Generator().manual_seed(0)
     sources = p0[torch.randint(len(p0), (how.images,), generator=g)]
     began = time.perf_counter()
     samples = trained.perturb(sources, how.steps, how.alpha)
     seconds = (time.perf_counter() - began) / len(samples)
-    out = {"samples": metrics.quality(samples, reference.model, real, device, RESAMPLES),
-           "start": metrics.quality(sources, reference.model, real, device), "seconds_per_image": seconds}
+    out = {"samples": judge(samples, RESAMPLES), "start": judge(sources), "seconds_per_image": seconds}
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"], model = [], copy.deepcopy(trained.model)
         for f in folders:
             model.load_state_dict(torch.load(f / "weights.pt", weights_only=True))
             few = replace(trained, model=model).perturb(sources[:500], how.steps, how.alpha)
-            out["snapshots"].append({"iteration": int(f.name), **metrics.quality(few, reference.model, real, device)})
+            out["snapshots"].append({"iteration": int(f.name), **judge(few, along=True)})
     return out
 
 
@@ -147,14 +254,14 @@ def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
     return {"ece": uncertainty.ece(sure, hit), "ece_low": low, "ece_high": high, "count": r.count.tolist(), **nones}
 
 
-def along(trained: Trained, folder: Path, reference: Trained, split: data.Split, real, device) -> dict:
+def along(trained: Trained, folder: Path, judge: Judge, split: data.Split) -> dict:
     """Accuracy and sample quality of a snapshot taken during training (JEM++ Figure 6)."""
     model = copy.deepcopy(trained.model)
     model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    logits = metrics.logits_of(model, split.x_test, trained.run.augment.noise, device=device)
+    logits = metrics.logits_of(model, split.x_test, trained.run.augment.noise, device=judge.device)
     found = {"iteration": int(folder.name), "accuracy": metrics.accuracy(logits, split.y_test)}
     if (folder / "buffer.pt").exists():
-        found |= metrics.quality(torch.load(folder / "buffer.pt", weights_only=True), reference.model, real, device)
+        found |= judge(torch.load(folder / "buffer.pt", weights_only=True), along=True)
     return found
 
 
@@ -169,16 +276,18 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
         torch.set_num_threads(run.threads)
     split = data.load(run.profile, run.data)
     reference = load_run(run.reference, run.profile, device=device)
+    judge = Judge.of(reference, split, params.inception(run.profile), device) if run.step else None
     seeds = []
     for seed in run.seeds:
         trained = load_run(name, run.profile, seed, device)
         seeds.append({"seed": seed, **{k: trained.metrics[k] for k in ("verdict", "iterations", "planned", "epochs",
                                                                       "divergences", "seconds", "seconds_per_epoch")},
-                      **measure(trained, reference, split, device)})
+                      **measure(trained, judge, split, device)})
     weights = (reference.folder / "weights.pt").read_bytes()
-    return {"run": name, "title": run.title, "data": split.title, "seeds": seeds, "mean": _over(seeds, np.mean),
-            "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
-            "feature_extractor": hashlib.sha256(weights).hexdigest()[:16], "precision": trained.provenance["precision"]}
+    out = {"run": name, "title": run.title, "data": split.title, "seeds": seeds, "mean": _over(seeds, np.mean),
+           "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
+           "feature_extractor": hashlib.sha256(weights).hexdigest()[:16], "precision": trained.provenance["precision"]}
+    return {**out, "inception": inception.SHA256} if judge and judge.inception else out
 
 
 def _over(dicts: list[dict], how) -> dict:

@@ -2,9 +2,11 @@
 
 Inception features mean little on small grey images. There, the Frechet distance and the Inception Score are
 computed on a fixed classifier of this pipeline (run `reference`) and carry other names, FD-clf and IS-clf:
-never compare them with a paper's FID and IS.
+never compare them with a paper's FID and IS. FID and IS themselves, and KID, are of `lib.inception`'s features.
 """
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +15,15 @@ from torch import Tensor
 from lib import data
 from lib.energy import log_p_y
 
-BATCH = 500
+BATCH = 500         # images at once; fewer where they are larger than 32 x 32
+FEW = 10_000        # images: with fewer, FID's bias is large, and KID, which has none, stands beside it
+
+
+class Moments(NamedTuple):
+    """Of features of real images: mean (F,), covariance (F, F), and for KID some of the features themselves (n, F)."""
+    mean: np.ndarray
+    covariance: np.ndarray
+    some: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -22,7 +32,12 @@ def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu",
     as in training (the JEM codes classify noisy test images), from a fixed seed."""
     model.eval()
     g = torch.Generator(device).manual_seed(seed)
-    return torch.cat([model(data.with_noise(data.to_range(b.to(device), low), noise, g)).cpu() for b in x.split(BATCH)])
+    return torch.cat([model(data.with_noise(data.to_range(b.to(device), low), noise, g)).cpu() for b in _batches(x)])
+
+
+def _batches(x: Tensor) -> tuple[Tensor, ...]:
+    """Images in as many parts as memory asks for: activations grow with the pixels."""
+    return x.split(max(1, BATCH * 32 ** 2 // max(32 ** 2, x.shape[-1] * x.shape[-2])))
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -50,7 +65,7 @@ def features_of(reference, x: Tensor, device="cpu") -> tuple[np.ndarray, np.ndar
     """Features (n, F) and class probabilities (n, C) of uint8 images under the reference classifier."""
     reference.eval()
     feats, probs = [], []
-    for b in x.split(BATCH):
+    for b in _batches(x):
         h = reference.features(data.to_range(b.to(device)))
         feats.append(h.cpu())
         probs.append(log_p_y(reference.head(h)).exp().cpu())
@@ -123,3 +138,44 @@ def quality(images: Tensor, reference, real: tuple[np.ndarray, np.ndarray], devi
     if resamples:
         out["fd_low"], out["fd_high"] = frechet_interval(feats, real, out["fd_clf"], resamples)
     return out
+
+
+# --------------------------------------------------------------------------- sample quality on Inception's features
+def fid(features: np.ndarray, real: Moments) -> float:
+    """Frechet distance of features (n, F) to those of real images, by clean-fid where the covariance has full rank.
+
+    With n <= F its matrix square root may fail, or get a ridge. There S_a = A^T A, A (n, F) the centred features over
+    sqrt(n - 1), so S_a S_b has the eigenvalues of A S_b A^T, (n, n) and symmetric, whose roots add up to tr (S_a S_b)^1/2.
+    """
+    n, dimensions = features.shape
+    if n > dimensions:
+        return frechet(moments(features), real)
+    if n < 2:
+        raise ValueError(f"FID of {n} images: at least 2 are needed")
+    features = features.astype(np.float64)
+    a = (features - features.mean(0)) / np.sqrt(n - 1)
+    root = np.sqrt(np.linalg.eigvalsh(a @ real.covariance @ a.T).clip(0)).sum()
+    apart = ((features.mean(0) - real.mean) ** 2).sum()
+    return float(max(0.0, apart + (a ** 2).sum() + np.trace(real.covariance) - 2 * root))
+
+
+def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
+    """Kernel Inception Distance by clean-fid (Binkowski et al. 2018): the unbiased squared MMD, cubic kernel, mean over
+    100 random subsets of at most 1,000 features; may be negative. features (n, F), real (m, F), n and m >= 2."""
+    from lib import vision  # noqa: F401  (clean-fid imports torchvision: see lib/vision.py)
+    from cleanfid.fid import kernel_distance
+    before = np.random.get_state()                      # it draws its subsets from numpy's global numbers
+    try:
+        np.random.seed(seed)
+        return kernel_distance(features.astype(np.float64), real.astype(np.float64))
+    finally:
+        np.random.set_state(before)
+
+
+def inception_quality(images: Tensor, network, real: Moments) -> dict:
+    """FID and IS (10 splits) of uint8 images by a `lib.inception.Inception`, to the moments `real` of the same mode;
+    KID beside them where images are few."""
+    features, probabilities = network(images)
+    score, spread = inception_score(probabilities, min(10, max(1, len(images) // 2)))
+    out = {"fid": fid(features, real), "is": score, "is_sd": spread}
+    return {**out, "kid": kid(features, real.some)} if len(images) < FEW else out

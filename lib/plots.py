@@ -150,7 +150,8 @@ def bars_with_intervals(labels, values, lows, highs, ylabel: str, ax=None, colou
         _, ax = plt.subplots(figsize=(0.95 * len(labels) + 1.6, 3.6))
     at = np.arange(len(labels))
     values, lows, highs = (np.asarray(v, float) for v in (values, lows, highs))
-    ax.errorbar(at, values, yerr=[values - lows, highs - values], fmt="none", ecolor="grey", capsize=4, lw=1.5)
+    span = [np.maximum(values - lows, 0), np.maximum(highs - values, 0)]        # a basic interval of few images can miss
+    ax.errorbar(at, values, yerr=span, fmt="none", ecolor="grey", capsize=4, lw=1.5)
     ax.scatter(at, values, color=colours or PALETTE[0], s=60, zorder=3)
     ax.set_xticks(at, labels, rotation=20, ha="right")
     ax.set_ylabel(ylabel)

@@ -71,6 +71,15 @@ def test_imports_point_one_way():
             assert rank[other] <= rank[path.stem], f"{path.name} imports lib.{other}, which comes after it"
 
 
+def test_the_readmes_job_array_names_every_run():
+    import subprocess
+    import sys
+    code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "README.md").read_text())[1]
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    from lib import params
+    assert printed.split() == params.runs()
+
+
 def test_no_large_file_is_tracked():
     import subprocess
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")

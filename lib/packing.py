@@ -1,0 +1,125 @@
+"""Many files as a few: one tar, gzipped, cut into parts of a given size, beside a manifest with their checksums.
+
+`cat NAME.tar.gz.* | tar xz` restores what `unpack` does, unchecked.
+"""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from lib.data import DataError
+
+END = gzip.compress(bytes(1024), mtime=0)               # a tar ends with two empty blocks
+PARTS = ".tar.gz."
+
+
+def pack(files: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> dict:
+    """Write files, the first ones first, so far as they fit, into folder/: at most `count` files with the manifest
+    NAME.json, each of at most `megabytes` (10^6 bytes). A pack of the same name is replaced. Returns the manifest.
+
+    Args:
+        files: under `root`.
+    Raises: DataError where there is room for nothing.
+    """
+    size, left_out, held = int(1e6 * megabytes), [], {}
+    room = (count - 1) * size - len(END)
+    if room <= 0:
+        raise DataError(f"{count} files of {megabytes:g} MB: expected at least 2 (one is the manifest) of more than 0 MB")
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / f"{name}.part"
+    with open(whole, "wb") as out:
+        for path in files:
+            inside, n = path.relative_to(root).as_posix(), path.stat().st_size
+            member = _member(path, inside) if n <= room else b""        # weights hardly shrink: no use to try
+            if not member or len(member) > room:
+                left_out.append(inside)
+                continue
+            out.write(member)
+            held[inside], room = n, room - len(member)
+        out.write(END)
+    manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
+    whole.unlink()
+    _write(folder / f"{name}.json", json.dumps(manifest, indent=1).encode() + b"\n")
+    return manifest
+
+
+def _member(path: Path, inside: str) -> bytes:
+    """A file as a gzip member of its own, so that its packed size is known before it is added."""
+    content, entry = path.read_bytes(), tarfile.TarInfo(inside)
+    entry.size, entry.mtime = len(content), int(path.stat().st_mtime)
+    return gzip.compress(entry.tobuf() + content + bytes(-len(content) % tarfile.BLOCKSIZE), 6, mtime=0)
+
+
+def _cut(whole: Path, stem: Path, size: int) -> list[dict]:
+    """The parts of a file; those of an earlier pack are removed."""
+    parts = []
+    with open(whole, "rb") as f:
+        while piece := f.read(size):
+            path = stem.with_name(f"{stem.name}{len(parts):02d}")
+            _write(path, piece)
+            parts.append({"name": path.name, "bytes": len(piece), "sha256": hashlib.sha256(piece).hexdigest()})
+    for old in set(stem.parent.glob(f"{stem.name}*")) - {stem.with_name(p["name"]) for p in parts}:
+        old.unlink()
+    return parts
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def unpack(manifest: Path, root: Path, *, inside: tuple[str, ...],
+           keep: Callable[[str], bool] = lambda name: False) -> list[str]:
+    """Restore a pack's files under `root`; returns their names. Nothing is written unless all of it is in order.
+
+    Args:
+        inside: the folders of `root` that a pack may write to.   keep: of a name, whether the file there stays.
+    Raises: DataError for a part that is missing or damaged, an entry outside `inside`, anything but plain files.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_joined(manifest)), mode="r:gz") as tar:
+            entries = tar.getmembers()
+            for e in entries:
+                _check(e, manifest, inside)
+            entries = [e for e in entries if not keep(e.name)]
+            for e in entries:
+                (root / e.name).unlink(missing_ok=True)         # it may be a link into DVC's cache
+                tar.extract(e, root, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{manifest}: its parts are no whole archive ({e}): pack again") from e
+    except OSError as e:
+        raise DataError(f"{manifest} could not be restored ({e}): free the disk, or the place, and unpack again") from e
+    return [e.name for e in entries]
+
+
+def _joined(manifest: Path) -> bytes:
+    """The parts in one, each held to its checksum."""
+    try:
+        parts = [(p["name"], p["sha256"]) for p in json.loads(manifest.read_text())["parts"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{manifest} is no manifest of a pack ({type(e).__name__}: {e}): copy it again") from e
+    pieces = []
+    for name, digest in parts:
+        path = manifest.parent / Path(name).name                # a part lies beside its manifest
+        if not path.exists():
+            raise DataError(f"{path} is missing: expected {len(parts)} parts beside {manifest.name}; copy them again")
+        pieces.append(path.read_bytes())
+        found = hashlib.sha256(pieces[-1]).hexdigest()
+        if found != digest:
+            raise DataError(f"{path} is damaged: sha256 {found[:12]}..., expected {digest[:12]}...; copy it again")
+    return b"".join(pieces)
+
+
+def _check(entry: tarfile.TarInfo, manifest: Path, inside: tuple[str, ...]) -> None:
+    path = PurePosixPath(entry.name)
+    if not (entry.isfile() and len(path.parts) > 1 and path.parts[0] in inside and ".." not in path.parts):
+        raise DataError(f"{manifest} holds {entry.name!r}: expected plain files in {', '.join(f'{i}/' for i in inside)} "
+                        "alone; nothing was restored: take no pack from a stranger")

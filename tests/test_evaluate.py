@@ -1,0 +1,111 @@
+"""A trained run by name: three lines sample, classify and score."""
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import data, evaluate, networks, params, samplers, sources, train
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A project's artifacts: smoke data, and three runs trained for six updates."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (data, evaluate, train):
+            patch.setattr(module, "ROOT", home)
+        folder = data.path_of("smoke", "primary").parent
+        folder.mkdir(parents=True)
+        for role in ("primary", "second"):
+            sources.stage("smoke", role)
+        for name in ("softmax", "jempp-m5", "at"):
+            train.train(params.run(name, "smoke"), "cpu", home / "artifacts", home / "scratch")
+        yield home
+
+
+@pytest.fixture
+def model(home):
+    return evaluate.load_run("jempp-m5", "smoke")
+
+
+def still(trained):
+    """The same model, whose chains do not move: its samples are their starts."""
+    step = trained.run.step.model_copy(update={"alpha": 1e-9})
+    return replace(trained, run=trained.run.model_copy(update={"step": step}))
+
+
+def test_three_lines(home, rng):
+    model = evaluate.load_run("jempp-m5", "smoke")
+    images = model.sample(16, rng)
+    p, s = model.classify(images), model.score(images)
+    assert images.dtype == torch.uint8 and images.shape == (16, 1, 8, 8)
+    assert p.shape == (16, 10) and torch.allclose(p.sum(1), torch.ones(16)) and s.shape == (16,)
+
+
+def test_samples_repeat_with_their_generator_and_leave_the_model_alone(model):
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    a, b, c = (model.sample(5, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert not model.model.training and all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+    torch.manual_seed(3)
+    a = model.sample(5)
+    torch.manual_seed(3)
+    assert torch.equal(model.sample(5), a) and not torch.equal(model.sample(5), a)
+
+
+def test_samples_come_from_the_buffer_none_twice(model, rng):
+    n = len(model.buffer)
+    drawn = still(model).sample(n, rng)
+    assert sorted(x.numpy().tobytes() for x in drawn) == sorted(x.numpy().tobytes() for x in model.buffer)
+    assert len(still(model).sample(2 * n + 3, rng)) == 2 * n + 3
+    moved = model.sample(n, torch.Generator().manual_seed(0))
+    starts = still(model).sample(n, torch.Generator().manual_seed(0))
+    with networks.batch_statistics(model.model):
+        visit = samplers.last(samplers.proximal_sgld(model.energy(), data.to_range(starts), K=5, alpha=1.0))
+    assert torch.equal(moved, data.to_bytes(visit)), "one visit; PYLD-5-5 of 0.2 is five steps of 1"
+
+
+def test_fresh_samples_start_at_p0(model):
+    start = train.start_of(model.run, data.load("smoke"), "cpu")
+    drawn = still(model).sample(20, torch.Generator().manual_seed(0), fresh=True)
+    assert torch.equal(drawn, data.to_bytes(start.draw(20, torch.Generator().manual_seed(0))))
+    one, many = (model.sample(20, torch.Generator().manual_seed(0), fresh=f).float() for f in (False, True))
+    assert not torch.equal(many, drawn.float()) and not torch.equal(one, many)
+
+
+def test_at_samples_are_p0_images_moved_by_its_generation(home, rng):
+    at = evaluate.load_run("at", "smoke")
+    how, state = at.run.generation, rng.get_state()
+    x = at.sample(12, rng)
+    rng.set_state(state)
+    sources_ = train.start_of(at.run, data.load("smoke"), "cpu").draw(12, rng)
+    assert torch.equal(x, at.perturb(data.to_bytes(sources_, 0.0), how.steps, how.alpha))
+    way = (data.to_range(x, 0.0) - sources_).flatten(1).norm(dim=1)
+    assert (way > 0).all() and (way <= how.steps * how.alpha + 8 / 255).all()       # 64 pixels, each rounded
+    assert at.score(x).shape == (12,)
+
+
+def test_classify_and_score_are_what_the_logits_say(model):
+    x = data.load("smoke").x_test
+    logits = model.model(data.to_range(x))
+    assert torch.allclose(model.classify(x), logits.softmax(1), atol=1e-5)
+    assert torch.allclose(model.score(x), logits.logsumexp(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name, call, message", [
+    ("softmax", lambda m: m.sample(4), "4 samples of softmax: a classifier has no chain"),
+    ("jempp-m5", lambda m: m.sample(0), "0 samples of jempp-m5: expected at least 1"),
+    ("at", lambda m: m.classify(m.sample(2)), "run at has one logit and no classes: use score"),
+    ("jempp-m5", lambda m: m.score(torch.zeros(2, 1, 8, 8)), "images torch.float32 of shape (2, 1, 8, 8): expected torch.ui"),
+    ("softmax", lambda m: m.classify(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "expected torch.uint8 (n, 1, 8, 8)"),
+])
+def test_what_cannot_be_is_said_in_one_line(home, name, call, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as e:
+        call(evaluate.load_run(name, "smoke"))
+    assert "\n" not in str(e.value)
+
+
+def test_a_run_that_was_not_trained_says_how_to(home):
+    with pytest.raises(data.DataError, match="has no weights: train it with python -m lib.train jem --profile smoke"):
+        evaluate.load_run("jem", "smoke")

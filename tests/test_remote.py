@@ -1,0 +1,43 @@
+"""Trained models travel: dvc push to a folder, a fresh copy, dvc pull, and a notebook without training."""
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+def call(home, env, *module_and_args):
+    """Output of python -m ... in a copy of the project, which imports that copy's lib."""
+    done = subprocess.run([sys.executable, "-m", *map(str, module_and_args)], cwd=home, env={**env, "PYTHONPATH": str(home)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_fresh_copy_pulls_the_runs_and_trains_nothing(pipeline, tmp_path):
+    home, env, _ = pipeline
+    clone, store = tmp_path / "clone", tmp_path / "store"
+    call(home, env, "dvc", "remote", "add", "--local", "--default", "store", store)
+    try:
+        call(home, env, "dvc", "push", "-q")
+        # what git would bring, and the remote's address: no artifacts, no cache, no scratch
+        shutil.copytree(home, clone, ignore=shutil.ignore_patterns("artifacts", "cache", "tmp", "scratch", "__pycache__"))
+    finally:
+        (home / ".dvc" / "config.local").unlink()
+    assert not (clone / "artifacts").exists()
+    call(clone, env, "dvc", "pull", "-q")
+    assert files(clone / "artifacts") == files(home / "artifacts")
+    dry = call(clone, env, "dvc", "repro", "--dry")
+    assert "Running stage" not in dry and "up to date" in dry
+    before = (clone / "results" / "smoke" / "00_map" / "00_map.ipynb").read_text()
+    call(clone, env, "lib.book", "run", "00_map", "--profile", "smoke")
+    after = json.loads((clone / "results" / "smoke" / "00_map" / "00_map.ipynb").read_text())
+    assert [c["source"] for c in after["cells"]] == [c["source"] for c in json.loads(before)["cells"]]
+    assert any(c["cell_type"] == "code" and c["outputs"] for c in after["cells"])
