@@ -25,9 +25,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@touch $@
 
 # Stages of one kind do not depend on each other: JOBS of them run side by side, each on one core (one at a time where
-# there is a GPU to share). The last line runs what is left; alone, `dvc repro` does all of it one after the other.
+# there is a GPU to share), in dvc.yaml's order, whose short ones stand last: no core waits for long. The last line runs
+# what is left; alone, `dvc repro` does all of it one after the other.
 JOBS ?= $(shell $(PYTHON) -c "import os, shutil; print(1 if shutil.which('nvidia-smi') else os.cpu_count())")
-STAGES = $(PY) -m dvc stage list --names-only | awk '{a[NR] = $$0} END {for (i = NR; i; i--) print a[i]}'
+STAGES = $(PY) -m dvc stage list --names-only
 repro: $(VENV)/.ready
 	@if $(PY) -m dvc status -q; then echo "Nothing changed: results are up to date."; else $(MAKE) --no-print-directory pipeline; fi
 
