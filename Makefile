@@ -7,10 +7,11 @@ export DVC_NO_ANALYTICS := 1
 export OPENBLAS_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro pipeline test bench fleet lab book clean help
+.PHONY: repro pipeline test dry-run bench fleet lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
+	@echo "make dry-run the paper profile, notebooks and all, on small generated files (6 minutes)"
 	@echo "make bench   measure the speed of training updates on this machine (10 minutes at most)"
 	@echo "make fleet   train what is pending within some minutes, for rented GPUs"
 	@echo "make lab     open the notebooks in JupyterLab"
@@ -45,6 +46,9 @@ pipeline:                # of `repro`, without the set-up: make pipeline PY=pyth
 
 test: $(VENV)/.ready
 	$(PY) -m pytest
+
+dry-run: $(VENV)/.ready
+	$(PY) -m pytest -m paper tests/test_paper_profile.py
 
 bench: $(VENV)/.ready
 	$(PY) -m lib.bench $(BENCH)                          # e.g. make bench BENCH="--runs jempp-m10"

@@ -120,10 +120,11 @@ def published(id: str, **columns):
 
 
 def inception_columns(section: dict, protocol: str = "") -> dict[str, float]:
-    """A table's columns of a measured section (lib.evaluate): FID, IS and, of few images, KID in each of Inception's modes
-    that the profile asks for, e.g. 'FID clean, buffer'; {} where it asks for none. protocol: names the images."""
-    return {f"{number.upper()} {mode}{protocol and ', ' + protocol}": measured[number]
-            for mode, measured in section.get("inception", {}).items() for number in ("fid", "is", "kid") if number in measured}
+    """A table's columns of a measured section (lib.evaluate): FID, IS and, of few images, KID in each of Inception's
+    modes that the profile asks for, e.g. 'FID clean, plain'; {} where it asks for none. protocol: names the images."""
+    of = protocol and f", {protocol}"
+    return {f"{number.upper()} {mode}{of}": measured[number] for mode, measured in section.get("inception", {}).items()
+            for number in ("fid", "is", "kid") if number in measured}
 
 
 def run_notebook(name: str, profile: str | None = None) -> Path:
@@ -187,8 +188,7 @@ def register(profile: str | None = None) -> dict:
 
 # the roles of data that artefacts are shown on, where these are not the primary one alone
 ROLES = {**dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
-         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "sada-fig2": ("primary", "third"),
-         **dict.fromkeys(("at-table3", "at-fig6"), ("faces", "cats", "church")),
+         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "at-table3": ("faces", "cats", "church"),
          **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
          **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ())}
 
@@ -211,7 +211,8 @@ def _data_of(profile: str, roles) -> str:
     found: dict[str, list[str]] = {}
     for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
         if p:
-            found.setdefault(f"{data.TITLES[p.name]} {p.size}×{p.size}", []).extend(data.CLASSES[p.name][c] for c in p.classes)
+            classes = found.setdefault(f"{data.TITLES[p.name]} {p.size}×{p.size}", [])
+            classes += [data.CLASSES[p.name][c] for c in p.classes]
     return "; ".join(title + (f" ({', '.join(classes)})" if classes else "") for title, classes in found.items())
 
 

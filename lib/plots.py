@@ -672,7 +672,7 @@ def steps_and_quality(labels, values, lows, highs, at, lines: dict, marks) -> pl
     steps `at`; a star where that number is the run's own K (marks)."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
     bars_with_intervals(labels, values, lows, highs, "FD-clf, lower is better", ax=left, colours=PALETTE[:len(labels)])
-    left.set(ylim=(0, None), xlim=(-0.5, len(labels) - 0.5), title="all generate with the same number of steps")
+    left.set(ylim=(0, 1.12 * max(highs)), xlim=(-0.5, len(labels) - 0.5), title="all generate with the same number of steps")
     left.set_xticks(range(len(labels)), labels, rotation=0, ha="center")
     chain_lines(right, lines, "FD-clf", "PGD steps of generation", x=np.asarray(at))
     for i, (line, mark) in enumerate(zip(lines.values(), marks)):

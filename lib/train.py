@@ -511,6 +511,8 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
             folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
             trainer = Trainer(run, split, seed, device)
             folder.mkdir(parents=True, exist_ok=True)
+            if not work.exists() and distributed.rank() == 0:   # begun afresh: another configuration's would stay
+                shutil.rmtree(folder / "snapshots", ignore_errors=True)
             results.append(fit(trainer, folder, work, deadline=deadline))
             if distributed.rank() == 0:
                 about = provenance(run, seed, trainer, time.time() - began)
@@ -524,7 +526,10 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
 def fingerprint(run: params.Run) -> str:
     """A hash of the configuration and the data: what a checkpoint may be resumed under."""
     split = data.path_of(run.profile, run.data)
-    content = hashlib.sha256(split.read_bytes() if split.exists() else b"").hexdigest()
+    content = hashlib.sha256().hexdigest()
+    if split.exists():
+        with split.open("rb") as f:                             # 25 GB, some: not all at once
+            content = hashlib.file_digest(f, "sha256").hexdigest()
     return hashlib.sha256((run.model_dump_json() + content).encode()).hexdigest()[:16]
 
 
