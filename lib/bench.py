@@ -114,8 +114,10 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
     u, step, E = t.run.update, t.run.step, t.energy
     t.step()
     x, y = t.stream(0, t.noise)
+    x_plus = t.plain(0, t.noise)[0] if t.plain else x
     x0, index = t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng)
-    K = step.passes
+    K, passes = step.passes, 2 if u.sam else 1                   # of the loss: SAM's two
+    update = t.optimizer.base.step if u.sam else t.optimizer.step
 
     def chain_forward():
         for _ in range(K):
@@ -123,15 +125,16 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
 
     def loss():
         t.optimizer.zero_grad()
-        return t.loss(x, y, x, x0)[0]
+        return t.loss(x, y, x_plus, x0)[0]
 
     whole = {"data": lambda: t.stream(0, t.noise),
              "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
              "chain": lambda: [energy.gradient(E, x0) for _ in range(K)], "chain, forward": chain_forward,
              "sampler": lambda: samplers.last(samplers.sample(E, x0, step, t.noise)),
-             "loss, forward": loss, "loss": lambda: loss().backward(), "update": t.optimizer.step,
+             "loss, forward": loss, "loss": lambda: loss().backward(), "update": update,
              "buffer": lambda: t.buffer.put(index, x0), "step": t.step}
     m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
+    m |= {k: passes * m[k] for k in ("loss", "loss, forward")}
     return {"data": m["data"], "start": m["start"], "chain, forward": m["chain, forward"],
             "chain, backward": m["chain"] - m["chain, forward"], "loss, forward": m["loss, forward"],
             "loss, backward": m["loss"] - m["loss, forward"], "update": m["update"], "buffer": m["buffer"],
