@@ -37,7 +37,8 @@ def test_a_fresh_copy_pulls_the_runs_and_trains_nothing(pipeline, tmp_path):
     assert files(clone / "artifacts") == files(home / "artifacts")
     stale = [re.findall("Running stage '(.+?)'", call(place, env, "dvc", "repro", "--dry")) for place in (home, clone)]
     assert stale[0] == stale[1], "the copy is as current as what it was copied from"
-    assert not [s for s in stale[1] if not s.startswith("notebook-")], "nbval has executed notebooks there; nothing else"
+    # nbval has executed notebooks there, whose timings differ: they and what follows them, but nothing that trains
+    assert not [s for s in stale[1] if s.split("@")[0] in ("data", "train", "evaluate", "apply")]
     before = (clone / "results" / "smoke" / "00_map" / "00_map.ipynb").read_text()
     call(clone, env, "lib.book", "run", "00_map", "--profile", "smoke")
     after = json.loads((clone / "results" / "smoke" / "00_map" / "00_map.ipynb").read_text())
