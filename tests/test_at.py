@@ -148,8 +148,8 @@ def test_resnet50_for_small_images():
     assert torch.equal(model(torch.zeros(1, 3, 32, 32)), model.rest(model.first(torch.zeros(1, 3, 32, 32))))
 
 
-@pytest.mark.parametrize("name", ["at-faces", "at-cats", "at-church"])
-def test_the_papers_256_pixel_runs_on_a_small_folder(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, K, r1, steps", [("at-faces", 40, 30, 20), ("at-cats", 25, 100, 14), ("at-church", 25, 100, 17)])
+def test_the_papers_256_pixel_runs_on_a_small_folder(name, K, r1, steps, tmp_path, monkeypatch):
     """The paper profile's own code path and settings, on generated images: data, p0, two updates, a checkpoint."""
     from PIL import Image
     run = params.run(name, "paper")
@@ -161,7 +161,9 @@ def test_the_papers_256_pixel_runs_on_a_small_folder(name, tmp_path, monkeypatch
     split = sources.prepare(config)
     monkeypatch.setattr(data, "p0", lambda run: split.x_test.expand(6, -1, -1, -1))
     assert split.shape == (3, 256, 256) and run.network.kind == "discriminator" and run.low == 0
-    assert run.step.K == 40 and run.step.alpha == 2.0 and run.loss.r1 == 30 and run.update.lr == 5e-5      # published
+    # as its code's README trains, and its generate.py samples
+    assert (run.step.K, run.step.alpha, run.loss.r1, run.update.lr, run.update.batch) == (K, 2.0, r1, 5e-5, 40)
+    assert (run.generation.steps, run.generation.alpha) == (steps, 8.0)
     small = run.model_copy(update={"update": run.update.model_copy(update={"batch": 2, "iterations": 2, "epochs": None}),
                                    "network": run.network.model_copy(update={"width": 8}),
                                    "step": run.step.model_copy(update={"K": 2, "progress": None})})
