@@ -5,14 +5,13 @@ as long, so their 8/255 is 2 * 8/255 = 0.063 here, and their L2 radius r is 2 r 
 """
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import data
+from lib import data, networks
 
 NORMS = ("linf", "l2")
 TINY = 1e-12                    # a zero gradient has no direction: the image stays where it is (foolbox's rule too)
@@ -102,8 +101,9 @@ def foolbox_pgd(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 4
     attack = kind(rel_stepsize=2.5 / steps, abs_stepsize=step_size, steps=steps, random_start=random_start)
     attack = attack.repeat(restarts)
     found = []
-    # foolbox draws from torch's global generator: seed it, and leave it as it was found
-    with _frozen(model.eval()), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    # foolbox draws from torch's global generator: seed it, and leave it as it was found. It also calls backward(), which
+    # would add to every weight's .grad.
+    with networks.frozen(model.eval()), torch.random.fork_rng([x.device] if x.is_cuda else []):
         target = foolbox.PyTorchModel(model, bounds=(-1, 1), device=x.device)
         for epsilon in epsilons:
             torch.manual_seed(seed)
@@ -167,18 +167,6 @@ def _uniform_in_ball(x: Tensor, epsilon: float, norm: str, generator) -> Tensor:
     return epsilon * d.to(x.device)
 
 
-@contextlib.contextmanager
-def _frozen(model):
-    """Without weight gradients: foolbox calls backward(), which would add to every weight's .grad."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        yield model
-    finally:
-        for p, wanted in before:
-            p.requires_grad_(wanted)
-
-
 def _check(x: Tensor, epsilons, norm: str, steps: int, restarts: int, low: float = -1.0, high: float = 1.0) -> None:
     if norm not in NORMS:
         raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
@@ -187,6 +175,8 @@ def _check(x: Tensor, epsilons, norm: str, steps: int, restarts: int, low: float
             raise ValueError(f"epsilon {epsilon}: expected a radius >= 0 in units of the [{low:g}, {high:g}] range")
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps {steps}, restarts {restarts}: expected at least one of each")
-    if not (x.is_floating_point() and len(x) and bool(((x >= low) & (x <= high)).all())):
+    # On a GPU the look at the range would wait for the device, at each update of adversarial training.
+    inside = x.is_cuda or bool(((x >= low) & (x <= high)).all())
+    if not (x.is_floating_point() and len(x) and inside):
         raise ValueError(f"images {tuple(x.shape)} of {x.dtype}: expected at least one, of floats in "
                          f"[{low:g}, {high:g}] (lib.data.to_range makes them from bytes)")

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import ROOT, data, energy, inits, networks, outliers, params, plain, samplers, train
+from lib import ROOT, data, energy, inits, networks, outliers, params, plain, train
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
 EPOCH = 50_000              # images of a CIFAR-10 epoch, for seconds per epoch
-SIZES = {"cpu": {"depth": 10, "widen": 2, "rounds": 5}, "cuda": {"depth": 28, "widen": 10, "rounds": 5}}
+SIZES = {"cpu": {"depth": 10, "widen": 2, "rounds": 7, "compile": True},
+         "cuda": {"depth": 28, "widen": 10, "rounds": 7, "compile": True}}      # compile: as the paper profile has it
 
 
 def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = None, passes: int | None = None,
@@ -39,10 +40,10 @@ def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = 
         run["network"] |= {"kind": "discriminator", "width": 32}
     run["update"] |= {"batch": batch, "epochs": None, "iterations": 1_000_000, "warmup": 0}
     if run["start"]:
-        run["start"] |= {"buffer": 10_000, "images": 1_000}
+        run["start"] |= {"buffer": 10_000, "images": 1_000, "augment": None}     # lib.plain leaves p0 images as they are
     if run["step"]:
         run["step"] |= {"progress": None} | ({"M" if run["step"]["kind"] == "pyld" else "K": passes} if passes else {})
-    return params.Run(**run | {"precision": precision, **changes})
+    return params.Run(**run | {"precision": precision, "compile": size["compile"], **changes})
 
 
 def images(size: int = 32, n: int = 1_000) -> data.Split:
@@ -102,7 +103,8 @@ def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
         out[name] = {"seconds": mine, "plain_seconds": statistics.median(t["plain"]), "ratio": middle,
                      "ratio_low": low, "ratio_high": high, "iterations_per_second": 1 / mine,
                      "images_per_second": ours.run.update.batch / mine,
-                     "seconds_per_epoch": EPOCH / ours.run.update.batch * mine, "precision": ours.precision}
+                     "seconds_per_epoch": EPOCH / ours.run.update.batch * mine, "precision": ours.precision,
+                     "compiled": ours.fused is not ours.energy}
         print(f"{name:10s} {mine:7.3f} s, plain {out[name]['plain_seconds']:7.3f} s, {middle:5.2f} times", flush=True)
     return out
 
@@ -111,26 +113,30 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
     """Median seconds of each part of an update: data, start, chain (forward, backward), loss (forward, backward),
     update, buffer; and `step`, the whole. The parts run alone, so that overheads between them show."""
     t = trainer(configuration(name, device.type), split, device)
-    u, step, E = t.run.update, t.run.step, t.energy
+    u = t.run.update
     t.step()
     x, y = t.stream(0, t.noise)
     x_plus = t.plain(0, t.noise)[0] if t.plain else x
     x0, index = t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng)
-    K, passes = step.passes, 2 if u.sam else 1                   # of the loss: SAM's two
+    K, passes = t.run.step.passes, 2 if u.sam else 1             # of the loss: SAM's two
     update = t.optimizer.base.step if u.sam else t.optimizer.step
 
     def chain_forward():
-        for _ in range(K):
-            E(x0.detach().requires_grad_())
+        with networks.frozen(t.model):
+            for _ in range(K):
+                t.fused(x0.detach().requires_grad_())
 
     def loss():
         t.optimizer.zero_grad()
         return t.loss(x, y, x_plus, x0)[0]
 
+    def chain():                                                 # the run's passes, without what a step does to x
+        with networks.frozen(t.model):
+            return [energy.gradient(t.fused, x0) for _ in range(K)]
+
     whole = {"data": lambda: t.stream(0, t.noise),
              "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
-             "chain": lambda: [energy.gradient(E, x0) for _ in range(K)], "chain, forward": chain_forward,
-             "sampler": lambda: samplers.last(samplers.sample(E, x0, step, t.noise)),
+             "chain": chain, "chain, forward": chain_forward, "sampler": lambda: t.chain(x0),
              "loss, forward": loss, "loss": lambda: loss().backward(), "update": update,
              "buffer": lambda: t.buffer.put(index, x0), "step": t.step}
     m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
@@ -141,8 +147,19 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
             "sampler": m["sampler"], "step": m["step"], "step / passes": m["step"] / (m["chain"] + m["loss"])}
 
 
+def ways(split, device, rounds: int) -> dict[str, float]:
+    """Median seconds of one update of JEM++ (M=10) by each way of launching its chain: operation by operation, through
+    torch.compile, and on a GPU as one CUDA graph of either; and in float32."""
+    settings = {"eager": {"compile": False}, "compiled": {"compile": True},
+                "eager, fp32": {"compile": False, "precision": "fp32"}}
+    if device.type == "cuda":
+        settings |= {"graph": {"compile": False, "graph": True}, "compiled, graph": {"compile": True, "graph": True}}
+    steps = {k: trainer(configuration(MAIN, device.type, **v), split, device).step for k, v in settings.items()}
+    return {k: statistics.median(v) for k, v in in_turn(steps, rounds, device).items()}
+
+
 def scaling(split, device, rounds: int = 3) -> list[dict]:
-    """Seconds per update of JEM++ (M=10), one thing changed at a time."""
+    """Seconds per update of JEM++ (M=10), one thing changed at a time; not compiled, which each change would ask for."""
     cuda = device.type == "cuda"
     changes = [("batch", b, {"batch": b}) for b in ((32, 64, 128, 256, 512) if cuda else (16, 32, 64, 128))]
     changes += [("width", w, {"widen": w}) for w in ((2, 4, 10) if cuda else (1, 2, 4))]
@@ -151,7 +168,7 @@ def scaling(split, device, rounds: int = 3) -> list[dict]:
     out = []
     for what, value, change in changes:
         own = images(value, 500) if what == "pixels" else split
-        t = trainer(configuration(MAIN, device.type, **change), own, device)
+        t = trainer(configuration(MAIN, device.type, compile=False, **change), own, device)
         s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
         out.append({"what": what, "value": value, "seconds": s, "images_per_second": t.run.update.batch / s})
         del t
@@ -296,6 +313,7 @@ def measure(device, names=RUNS, rounds: int | None = None, whole: bool = True) -
     out["ratio_to_plain"] = {k: v["ratio"] for k, v in out["runs"].items()}
     if whole:
         out["parts"] = {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names}
+        out["ways"] = ways(split, device, rounds)
         out["scaling"] = scaling(split, device)
         out["processes"] = processes(device)
         out["memory_gib"] = memory(device)
@@ -308,8 +326,6 @@ def measure(device, names=RUNS, rounds: int | None = None, whole: bool = True) -
             used = step_flops(t.run, flops_per_image(t.model, (3, 32, 32))) / s / 1e12
             out["cuda"] = {"matrix_tflops": rate, "step_tflops": used, "share": used / rate,
                            "peak_gib": torch.cuda.max_memory_allocated() / 2 ** 30}
-            t = trainer(configuration(MAIN, "cuda", graph=True), split, device)
-            out["cuda"]["graph_seconds"] = statistics.median(in_turn({"s": t.step}, rounds, device)["s"])
     return out
 
 

@@ -17,6 +17,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from lib import ROOT, data, papers, params
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -37,16 +39,17 @@ class Book:
         self.folder = ROOT / "results" / self.profile / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.live = params.scale(self.profile)["live"]          # sizes of what is computed in the notebook itself
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"       # of what a notebook computes at length
         if threads := params.scale(self.profile)["common"].get("threads"):
-            import torch
             torch.set_num_threads(threads)
         self.recorded = {}
 
     # ------------------------------------------------------------------------------------------ what was trained
-    def run(self, run: str, seed: int | None = None):
-        """A trained run (lib.evaluate.Trained): model, replay buffer, metrics."""
+    def run(self, run: str, seed: int | None = None, device: str = "cpu"):
+        """A trained run (lib.evaluate.Trained): model, replay buffer, metrics. device: of the model, `book.device` where
+        it computes at length; the buffer stays on the CPU."""
         from lib.evaluate import load_run
-        return load_run(run, self.profile, seed)
+        return load_run(run, self.profile, seed, device)
 
     def split(self, role: str = "primary") -> data.Split:
         return data.load(self.profile, role)
@@ -72,7 +75,10 @@ class Book:
 
     # ------------------------------------------------------------------------------------- what the notebook shows
     def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
-        """Save a figure under its id and register it; returns the figure, so that the cell shows it."""
+        """Save a figure under its id and register it; returns the figure, so that the cell shows it.
+
+        dataset: what it is shown on; left out, the data of its runs. stand_in: why these are not the published data, said
+        in every profile but `paper`."""
         import matplotlib.pyplot as plt
         path = self.folder / f"{id}.png"
         fig.savefig(path, bbox_inches="tight", pil_kwargs={"optimize": True})
@@ -102,12 +108,16 @@ class Book:
         seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})
         entry = {"paper": about.paper, "title": about.title, "kind": about.kind, "notebook": self.name,
                  "files": [str(Path(f).relative_to(ROOT)) for f in files], "runs": list(runs),
-                 "dataset": dataset or (self.split().title if runs else "none: computed in the notebook"),
+                 "dataset": dataset or self._datasets(runs) or "none: computed in the notebook",
                  "seeds": seeds, "commit": train.commit()}
         if stand_in and self.profile != "paper":
             entry["stand_in"] = stand_in
         self.recorded[id] = entry
         (self.folder / "recorded.json").write_text(json.dumps(self.recorded, indent=1) + "\n")
+
+    def _datasets(self, runs) -> str:
+        """Titles of the data sets that runs were trained on, each once."""
+        return "; ".join(self.split(role).title for role in dict.fromkeys(params.run(r, self.profile).data for r in runs))
 
 
 def published(id: str, **columns):
@@ -188,7 +198,8 @@ def register(profile: str | None = None) -> dict:
 
 # the roles of data that artefacts are shown on, where these are not the primary one alone
 ROLES = {**dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
-         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "at-table3": ("faces", "cats", "church"),
+         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "sada-fig2": ("primary", "third"),
+         "at-fig2": ("primary", "faces"), "at-fig6": ("primary", "faces", "cats", "church"), "at-table3": ("faces", "cats", "church"),
          **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
          **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ())}
 
@@ -207,13 +218,13 @@ def coverage() -> str:
 
 
 def _data_of(profile: str, roles) -> str:
-    """The data sets that play these roles, e.g. 'Fashion-MNIST 16×16 (Boot, Bag)'."""
-    found: dict[str, list[str]] = {}
+    """The data sets that play these roles, e.g. 'MNIST 16×16; Fashion-MNIST 16×16 (Boot, Bag)'."""
+    found: dict[tuple[str, bool], list[str]] = {}                  # title, whether of some classes alone -> these
     for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
         if p:
-            classes = found.setdefault(f"{data.TITLES[p.name]} {p.size}×{p.size}", [])
+            classes = found.setdefault((f"{data.TITLES[p.name]} {p.size}×{p.size}", bool(p.classes)), [])
             classes += [data.CLASSES[p.name][c] for c in p.classes]
-    return "; ".join(title + (f" ({', '.join(classes)})" if classes else "") for title, classes in found.items())
+    return "; ".join(title + f" ({', '.join(classes)})" * some for (title, some), classes in found.items())
 
 
 def _ids(ids: list[str]) -> str:

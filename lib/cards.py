@@ -20,7 +20,9 @@ SAMPLES = ("jempp-fig3", "sada-fig2", "at-fig6")        # the figures that show 
 RADIUS = 8                                              # of the L_inf attack, 255ths: the papers' usual one
 IDLE = {    # settings that a section of this kind does not read
     "wrn": ("width",), "discriminator": ("depth", "widen", "norm"), "resnet50": ("depth", "widen", "width", "norm"),
-    "uniform": ("images",), "gaussians": ("images",), "images": ("buffer", "reinit"), "none": ("pad",),
+    "uniform": ("images",), "gaussians": ("images",), "images": ("buffer", "reinit"),
+    "none": ("pad", "cutout", "share", "scale", "ratio"), "crop_flip": ("cutout", "share", "scale", "ratio"),
+    "autoaugment": ("share", "scale", "ratio"), "resized_crop": ("pad", "fill", "cutout"),
     "sgld": ("closed_form",), "proximal": ("closed_form",), "pgd": ("closed_form", "noise"),
     "sgd": ("betas",), "adam": ("momentum",),
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from lib import params
+
 KEEP = 2
 
 
@@ -51,6 +53,33 @@ def latest(folder: Path, device="cpu", upto: float = math.inf) -> dict | None:
             print(f"checkpoint {path} is corrupt ({type(e).__name__}); using the one before", file=sys.stderr)
             path.rename(path.with_suffix(".corrupt"))
     return None
+
+
+def begin_from(model: torch.nn.Module, path: Path, where: str) -> None:
+    """Load the weights.pt of another run of the same network. The layer `head` stays as initialised where its shape
+    differs: another number of classes.
+
+    Args:
+        where: the setting that names the file, for errors.
+    Raises: ConfigError where the file is missing, damaged, or of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise params.ConfigError(f"{where}: {path} is missing; expected a run's weights.pt, or null") from None
+    except Exception as e:                              # zip, pickle and EOF errors: torch raises many kinds
+        raise params.ConfigError(f"{where}: {path} is damaged or holds no weights ({type(e).__name__}); expected a run's "
+                                 "weights.pt: make it again, or set null") from e
+    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    has = {k: tuple(getattr(v, "shape", ())) for k, v in state.items()} if isinstance(state, dict) else {}
+    head = {k for k in own if k.startswith("head.")}
+    if any(k in has and has[k] != own[k] for k in head):
+        state = state | {k: model.state_dict()[k] for k in head}
+        has |= {k: own[k] for k in head}
+    if wrong := next((k for k in sorted(own.keys() | has.keys()) if own.get(k) != has.get(k)), None):
+        raise params.ConfigError(f"{where}: {path} is of another network: {wrong} is {has.get(wrong, 'missing')} there, "
+                                 f"{own.get(wrong, 'missing')} here; expected weights of a network with the same settings")
+    model.load_state_dict(state)
 
 
 def _files(folder: Path) -> list[Path]:

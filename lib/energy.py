@@ -6,6 +6,8 @@ formula serves all three papers, and nothing else in this project flips a sign.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,12 +36,14 @@ class Energy:
         model: a network with `first`, `rest` and `forward = rest . first`, giving logits (B, C).
         y: class indices (B,); given, the energy is E(x, y) in place of E(x).
         precision: 'fp32' or 'bf16' (autocast; the log-sum-exp and the result stay in fp32).
+        forward: what computes the logits in the model's place: lib.networks.compiled(model). None: the model.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor | None = None, precision: str = "fp32"):
+    def __init__(self, model: nn.Module, y: Tensor | None = None, precision: str = "fp32",
+                 forward: Callable[[Tensor], Tensor] | None = None):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r}: expected 'fp32' or 'bf16'")
-        self.model, self.y, self.precision = model, y, precision
+        self.model, self.y, self.precision, self.forward = model, y, precision, forward or model
 
     def autocast(self, x: Tensor):
         """The precision's context for tensors on x's device. It caches no casts: a forward pass needs each weight once,
@@ -49,7 +53,7 @@ class Energy:
     def logits(self, x: Tensor) -> Tensor:
         """f(x): (B, C) in fp32."""
         with self.autocast(x):
-            return self.model(x).float()
+            return self.forward(x).float()
 
     def first(self, x: Tensor) -> Tensor:
         """f0(x), the first layer's output: what PYLD's slack variable p belongs to."""

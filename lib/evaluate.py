@@ -57,7 +57,7 @@ class Trained:
         """Images moved down the energy by K PGD steps of length alpha (in units of the run's range): how AT-EBM
         generates, translates and repairs. uint8 (n, C, H, W) -> uint8, evaluation mode."""
         low, moved = self.run.low, []
-        for part in x.split(max(1, BATCH * 32 ** 2 // max(32 ** 2, x.shape[-1] * x.shape[-2]))):    # memory grows with pixels
+        for part in metrics.batches(x, BATCH):
             chain = samplers.pgd(self.energy(), data.to_range(part.to(self.device), low), K=K, alpha=alpha, radius=radius,
                                  clip=(low, 1.0))
             moved.append(data.to_bytes(samplers.last(chain), low).cpu())

@@ -32,12 +32,12 @@ def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu",
     as in training (the JEM codes classify noisy test images), from a fixed seed."""
     model.eval()
     g = torch.Generator(device).manual_seed(seed)
-    return torch.cat([model(data.with_noise(data.to_range(b.to(device), low), noise, g)).cpu() for b in _batches(x)])
+    return torch.cat([model(data.with_noise(data.to_range(b.to(device), low), noise, g)).cpu() for b in batches(x)])
 
 
-def _batches(x: Tensor) -> tuple[Tensor, ...]:
-    """Images in as many parts as memory asks for: activations grow with the pixels."""
-    return x.split(max(1, BATCH * 32 ** 2 // max(32 ** 2, x.shape[-1] * x.shape[-2])))
+def batches(x: Tensor, most: int = BATCH) -> tuple[Tensor, ...]:
+    """Images (n, C, H, W) in parts of at most `most`, fewer where they are larger than 32x32: activations grow with pixels."""
+    return x.split(max(1, most * 32 ** 2 // max(32 ** 2, x.shape[-1] * x.shape[-2])))
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -65,7 +65,7 @@ def features_of(reference, x: Tensor, device="cpu") -> tuple[np.ndarray, np.ndar
     """Features (n, F) and class probabilities (n, C) of uint8 images under the reference classifier."""
     reference.eval()
     feats, probs = [], []
-    for b in _batches(x):
+    for b in batches(x):
         h = reference.features(data.to_range(b.to(device)))
         feats.append(h.cpu())
         probs.append(log_p_y(reference.head(h)).exp().cpu())

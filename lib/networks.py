@@ -6,6 +6,8 @@ and has `features(x)`, the activations before the last linear layer.
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1)
         same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride=stride)  # no norm
-        # In place after a norm, whose output nothing else reads: a third less memory, and never the shortcut's input.
+        # In place after a norm, whose output nothing else reads; without one it would overwrite the shortcut's input.
         self.inplace = not isinstance(self.norm1, nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,8 +141,24 @@ class ResNet50(Network):
         self.head = whole.fc
 
 
+STATISTICS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),       # mean, deviation: as AT-EBM's code
+              "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}            # has them
+
+
+class Normalise(nn.Module):
+    """(x - mean) / deviation of each channel of images (B, 3, H, W) in [0, 1]. It has no state: nothing of it is learned,
+    saved, or averaged over processes."""
+
+    def __init__(self, of: str):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([(c - m) / s for c, m, s in zip(x.unbind(1), *STATISTICS[self.of])], 1)
+
+
 def build(kind: str, *, classes: int, channels: int, size: int = 32, depth: int = 28, widen: int = 10,
-          width: int = 64, norm: str = "batch", logits: int | None = None) -> Network:
+          width: int = 64, norm: str = "batch", logits: int | None = None, normalise: str | None = None) -> Network:
     """The network that a run's `network` section names, for images (channels, size, size); `logits` outputs, or one
     per class. Raises: ValueError for an unknown kind and for what a network cannot be."""
     outputs = logits or classes
@@ -149,7 +167,12 @@ def build(kind: str, *, classes: int, channels: int, size: int = 32, depth: int 
              "resnet50": lambda: ResNet50(outputs, channels)}
     if kind not in kinds:
         raise ValueError(f"network kind {kind!r}: expected one of {', '.join(kinds)}")
-    return kinds[kind]().to(memory_format=torch.channels_last)
+    model = kinds[kind]().to(memory_format=torch.channels_last)
+    if normalise:
+        if channels != 3:
+            raise ValueError(f"normalise: {normalise} for images of {channels} channels; expected 3, or normalise: null")
+        model.first = nn.Sequential(Normalise(normalise), model.first)
+    return model
 
 
 @contextlib.contextmanager
@@ -164,6 +187,44 @@ def batch_statistics(model: nn.Module):
     finally:
         for m, (training, tracking) in zip(layers, before):
             m.training, m.track_running_stats = training, tracking
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module):
+    """The model's parameters ask for no gradient: only the images' is wanted."""
+    wanted = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, w in zip(model.parameters(), wanted):
+            p.requires_grad_(w)
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model through torch.compile, which fuses what lies between two convolutions: norm, activation, casts.
+
+    Chains call it with the parameters `frozen`: a compiled backward pass computes the gradients of all that asks for one.
+    It cannot be differentiated twice, and differs from the model by rounding. Where nothing can be compiled (no C++
+    compiler, say): one warning, and the model as it is.
+    """
+    forward = torch.compile(model, dynamic=False)                # batches of one size
+
+    def call(x: Tensor) -> Tensor:
+        nonlocal forward
+        try:
+            return forward(x)
+        except RuntimeError as e:               # also what is wrong with the model or x, which then says so itself
+            if forward is model:
+                raise
+            forward = model
+            warnings.warn(f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2)
+            return model(x)
+    return call
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 PARTS = ("start", "step", "sam", "progress", "real", "generation")     # a size scales them, only a method has them
 _WARNED: set[str] = set()
 
@@ -57,11 +58,32 @@ class Network(Section):
     width: Count = 32                                   # discriminator: channels after the first layer
     norm: Literal["none", "batch"] = "batch"            # wrn
     logits: Count | None = None                         # None: one per class; AT-EBM: one
+    # colour images in [0, 1] by this set's mean and standard deviation, in front of the first layer; None: as they are
+    normalise: Literal["cifar10", "imagenet"] | None = None
 
 
-class Augment(Section):
-    kind: Literal["none", "crop_flip"] = "none"         # crop_flip: reflect-pad, random crop, horizontal flip
+class Transform(Section):
+    """How images are changed at random (lib.data.augmented)."""
+    # crop_flip: pad, random crop, horizontal flip; autoaugment: the same, then AutoAugment's CIFAR-10 policy, then cutout;
+    # resized_crop: a random part, scaled back to the size, and a horizontal flip
+    kind: Literal["none", "crop_flip", "autoaugment", "resized_crop"] = "none"
     pad: Count = 4                                      # pixels
+    fill: tuple[Byte, ...] | None = None                # the margin's colour, a byte per channel; None: reflected
+    cutout: Annotated[int, Field(ge=0)] = 0             # autoaugment: side of the black square, in pixels
+    share: Share = 1.0                                  # resized_crop: of the images, which are cut
+    scale: tuple[Positive, Positive] = (0.08, 1.0)      # resized_crop: the part's area, from and to
+    ratio: tuple[Positive, Positive] = (0.75, 1.3333)   # resized_crop: the part's width over its height, from and to
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        for key, (a, b) in {"scale": self.scale, "ratio": self.ratio}.items():
+            if a > b or (key == "scale" and b > 1):
+                raise ValueError(f"{key}: [{a:g}, {b:g}]; expected from and to in this order"
+                                 + ", of an image, whose area is 1" * (key == "scale"))
+        return self
+
+
+class Augment(Transform):
     noise: Weight = 0.03                                # Gaussian input noise, at test time too (JEM's sigma)
     # shared: one batch for p(y|x) and p(x); classify: p(x) has a batch of its own, not augmented (SADA-JEM Eq. 11)
     branches: Literal["shared", "classify"] = "shared"
@@ -73,9 +95,13 @@ class Start(Section):
     reinit: Share = 0.05                                # rho: share of chains started afresh
     of: dict[str, Share] | None = None                  # images: source -> share; noise, leaves, discs, or a role
     images: Count = 8_000                               # images: how many there are
+    augment: Transform | None = None                    # images: each batch of them; None: as they are
 
     @model_validator(mode="after")
     def _consistent(self):
+        if self.augment and self.kind != "images":
+            raise ValueError(f"start.augment of kind {self.augment.kind!r} for start kind {self.kind!r}: images alone are "
+                             "augmented; leave it out")
         if (self.kind == "images") != (self.of is not None):
             raise ValueError(f"start kind {self.kind!r} of {self.of!r}: kind images, and no other, says what p0 is made of")
         if self.of and abs(sum(self.of.values()) - 1) > 1e-6:
@@ -84,12 +110,19 @@ class Start(Section):
 
 
 class Progress(Section):
-    """How AT-EBM's K grows from 0 to step.K. linear: the same number of iterations for each K (Algorithm 2);
-    auc: when the mean AUC of the last `window` iterations passes `threshold`, or after `hold` iterations (the code)."""
+    """How AT-EBM's K grows to step.K. linear: from 0, the same number of iterations for each K (Algorithm 2); auc: from
+    `first`, when the mean AUC of the last `window` iterations passes `threshold`, or after `hold` iterations (the code)."""
     kind: Literal["linear", "auc"]
     threshold: Share = 0.8
     window: Count = 100
     hold: Count | None = None
+    first: Annotated[int, Field(ge=0)] = 0              # auc: K at the beginning (the code's --startstep)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.first and self.kind == "linear":
+            raise ValueError(f"first: {self.first} for kind linear, which begins at 0: use auc, or leave it out")
+        return self
 
 
 class Downhill(Section):
@@ -122,6 +155,8 @@ class Step(Section):
             raise ValueError(f"step kind {self.kind!r} needs {sorted(needs - given)}")
         if not given <= allowed:
             raise ValueError(f"step kind {self.kind!r} takes no {sorted(given - allowed)}")
+        if self.progress and self.progress.first > self.K:
+            raise ValueError(f"progress.first: {self.progress.first} is beyond K: {self.K}; expected at most K")
         return self
 
     @property
@@ -174,6 +209,7 @@ class Update(Section):
     lr: Positive
     betas: tuple[float, float] = (0.9, 0.999)           # Adam
     momentum: Share = 0.9                               # SGD
+    nesterov: bool = False                              # SGD
     weight_decay: Weight = 0.0
     batch: Count = 64
     iterations: Count | None = None                     # either iterations ...
@@ -188,6 +224,9 @@ class Update(Section):
     def _one_length(self):
         if (self.iterations is None) == (self.epochs is None):
             raise ValueError("update needs exactly one of iterations and epochs")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError(f"nesterov for {self.optimizer} with momentum {self.momentum:g}: expected sgd with some "
+                             "momentum; or leave nesterov out")
         return self
 
 
@@ -200,6 +239,7 @@ class Run(Section):
     data: str                                           # role: primary, second, third, faces, cats, church
     range: Literal["symmetric", "unit"] = "symmetric"   # of images: [-1, 1] (JEM family) or [0, 1] (AT-EBM)
     network: Network = Network()
+    initial: str | None = None                          # a weights.pt to begin from: absolute, or from the project's root
     augment: Augment = Augment()
     start: Start | None = None
     step: Step | None = None
@@ -210,6 +250,7 @@ class Run(Section):
     seeds: tuple[int, ...] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     threads: Count | None = None                        # CPU threads of one run; None: torch's own choice
+    compile: bool = False                               # torch.compile: batch norm and activation fused
     graph: bool = False                                 # CUDA: the whole chain as one graph, launched at once
     log_every: Count = 10                               # iterations
     validate_every: Count = 100
@@ -239,6 +280,9 @@ class Run(Section):
                              "without: give it a weight")
         if self.augment.branches == "classify" and not self.step:
             raise ValueError("augment.branches: classify sets p(x) apart, and a classifier has none: use shared")
+        if self.network.normalise and self.range != "unit":
+            raise ValueError(f"network.normalise: {self.network.normalise} with range {self.range}: its mean and deviation "
+                             "are of images in [0, 1]; set range: unit, or normalise: null")
         if self.start and self.start.kind == "uniform" and self.network.norm == "batch" and self.name not in _WARNED:
             _WARNED.add(self.name)
             # once per process, and with no path of the reader's machine: saved notebooks show it

@@ -50,7 +50,8 @@ class OutOfTime(RuntimeError):
 class Trainer:
     """State of one run: network, optimiser, buffer, random streams. `step` makes one update.
 
-    Nothing in `step` waits for the device: its numbers stay there until `fit` reads them. With several processes, each
+    Nothing in `step` waits for the device (but torchvision's augmentations, which AT-EBM's paper profile uses): its numbers
+    stay there until `fit` reads them. With several processes, each
     has a Trainer: the same network, its share of the batch and of the buffer, random numbers of its own. `start`
     replaces the p0 that the run names.
     """
@@ -62,8 +63,12 @@ class Trainer:
         torch.manual_seed(seed)                                  # weight initialisation draws from the global stream
         self.model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
                                     size=split.shape[1]).to(self.device)
+        if run.initial:
+            checkpoint.begin_from(self.model, ROOT / run.initial, f"runs.{run.name}.initial")
         distributed.broadcast(self.model)
-        self.energy = Energy(self.model, precision=self.precision)
+        self.energy = self.fused = Energy(self.model, precision=self.precision)      # fused: in `step`, the R1 penalty apart
+        if run.compile and networks.has_batch_norm(self.model):  # without norm, there is nothing to fuse
+            self.fused = Energy(self.model, precision=self.precision, forward=networks.compiled(self.model))
         self.optimizer = optimizer(self.model, run.update)
         self.seed(seed)
         self.batch = distributed.share(run.update.batch, "update.batch")
@@ -92,10 +97,13 @@ class Trainer:
         self.chain = self.sampler()
 
     def sampler(self):
-        """x0 -> x^K, the run's chain with the noise stream as it is now; on a GPU one graph, where the run says so."""
-        def chain(x: Tensor) -> Tensor:
-            return samplers.last(samplers.sample(self.energy, x, self.run.step, self.noise))
-        graph = self.run.graph and self.device.type == "cuda"
+        """x0 -> x^K, the run's chain with the noise stream as it is now; on a GPU one graph, where the run says so.
+        `changes` replace arguments of the sampler."""
+        def chain(x: Tensor, **changes) -> Tensor:
+            with networks.frozen(self.model):
+                return samplers.last(samplers.sample(self.fused, x, self.run.step, self.noise, self.run.low, **changes))
+        # AT-EBM's K grows, and a graph is of one length
+        graph = self.run.graph and self.device.type == "cuda" and self.run.step and self.run.step.kind != "pgd"
         return samplers.Graph(chain, self.model.buffers(), self.noise) if graph else chain
 
     def step(self) -> dict[str, Tensor]:
@@ -135,13 +143,14 @@ class Trainer:
         """AT-EBM, Algorithm 1, lines 2 and 3: fresh p0 images moved down E by K steps; in the code, real images x a
         little up. Returns both, and how far the former travelled (L2, mean)."""
         step, K = self.run.step, self.progress.K(self.iteration)
-        x0 = self.start.draw(len(x), self.rng)
+        x0 = data.augmented(self.start.draw(len(x), self.rng), self.run.start.augment, self.noise, self.run.low)
         x_star = x0
         if K:
-            x_star = samplers.last(samplers.sample(self.energy, x0, step, low=self.run.low, K=K))
+            x_star = self.chain(x0, K=K)
         if step.real:
-            x = samplers.last(samplers.pgd(self.energy, x, K=step.real.steps, alpha=step.alpha, radius=step.real.radius,
-                                           clip=(self.run.low, 1.0), climb=True))
+            with networks.frozen(self.model):
+                x = samplers.last(samplers.pgd(self.fused, x, K=step.real.steps, alpha=step.alpha, radius=step.real.radius,
+                                               clip=(self.run.low, 1.0), climb=True))
         travelled = (x_star - x0).flatten(1).norm(dim=1).mean()
         return x, x_star, {"travelled": travelled, "K": torch.full_like(travelled, K)}
 
@@ -168,11 +177,11 @@ class Trainer:
         statistics, which the test uses, end on real images.
         """
         w, nan = self.run.loss, torch.full((), math.nan, device=x.device)
-        e_minus = self.energy(x_minus) if x_minus is not None else None
+        e_minus = self.fused(x_minus) if x_minus is not None else None
         if not w.classify:
             return self.unlabelled_loss(x_plus, e_minus)
-        e_plus = self.energy(x_plus) if x_plus is not x else None
-        logits = self.energy.logits(x)
+        e_plus = self.fused(x_plus) if x_plus is not x else None
+        logits = self.fused.logits(x)
         e_plus = energy(logits) if e_plus is None else e_plus
         if x_minus is None:
             loss = w.classify * losses.classification(logits, y)
@@ -187,7 +196,7 @@ class Trainer:
     def unlabelled_loss(self, x: Tensor, e_minus: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """AT-EBM's loss: real against perturbed images, and R1 on the real ones; or (Sec. 5.3) the EBM objective."""
         w = self.run.loss
-        e_plus = self.energy(x.requires_grad_(bool(w.r1)))
+        e_plus = (self.energy if w.r1 else self.fused)(x.requires_grad_(bool(w.r1)))    # R1 differentiates twice
         loss = w.discriminate * losses.real_vs_perturbed(e_plus, e_minus) + w.generate * losses.contrastive(e_plus, e_minus)
         if w.r1:
             loss = loss + w.r1 * losses.r1(e_plus, x)
@@ -231,7 +240,7 @@ class Trainer:
 
 
 class Progress:
-    """AT-EBM's K, growing from 0 to step.K, or fixed (lib.params.Progress). `record` is told every iteration's AUC.
+    """AT-EBM's K, growing to step.K, or fixed (lib.params.Progress). `record` is told every iteration's AUC.
 
     The AUC rule looks once in ten iterations, so as to wait for the device no more often. Several processes take the
     mean of theirs, and so have one K.
@@ -239,7 +248,8 @@ class Progress:
 
     def __init__(self, step: params.Step, iterations: int):
         self.step, self.iterations = step, iterations
-        self.k, self.since, self.aucs = 0, 0, []                 # since: the iteration at which K became k
+        self.k = step.progress.first if step.progress else 0
+        self.since, self.aucs = 0, []                            # since: the iteration at which K became k
 
     def K(self, i: int) -> int:
         """The number of PGD steps at iteration i, counted from 0."""
@@ -284,7 +294,7 @@ def optimizer(model: torch.nn.Module, u: params.Update) -> torch.optim.Optimizer
     if u.optimizer == "adam":
         base = torch.optim.Adam(model.parameters(), u.lr, u.betas, weight_decay=u.weight_decay)
     else:
-        base = torch.optim.SGD(model.parameters(), u.lr, u.momentum, weight_decay=u.weight_decay)
+        base = torch.optim.SGD(model.parameters(), u.lr, u.momentum, weight_decay=u.weight_decay, nesterov=u.nesterov)
     if not u.sam:
         return base
     return SAM(base, u.sam.rho, u.sam.adaptive, second_pass=lambda: networks.batch_statistics(model),

@@ -31,3 +31,4 @@ if not _load_real_operators():
 
 import torchvision  # noqa: E402,F401
 from torchvision import datasets, utils  # noqa: E402,F401
+from torchvision.transforms import v2  # noqa: E402,F401

@@ -46,7 +46,7 @@ def shrink(whole: dict) -> dict:
         d.update({k: v for k, v in (("holdout", 20), ("train", 20), ("test", 6)) if k in d})
     scale["data"]["imagenet32"].update(train=100, test=20)
     scale["common"].update(network={"depth": 10, "widen": 1, "width": 8}, seeds=[0], snapshots=2, checkpoint_every=1,
-                           log_every=1, validate_every=1, threads=1)
+                           log_every=1, validate_every=1, threads=1, compile=False)
     scale["common"]["start"].update(buffer=40, images=60)
     for name in {r["size"] for r in raw["runs"].values()}:
         size = scale[name]
@@ -75,6 +75,7 @@ def as_published(whole: dict, small: dict) -> dict:
         size["network"] = {"width": params.Network().width, **whole["scales"]["paper"]["common"]["network"],
                            **whole["runs"][name]["network"]}
         size["start"] = {**size.get("start", {}), "buffer": 20, "reinit": 0.5}
+        size["compile"] = name == "jempp-m10"           # one is enough: it takes a minute
         size["update"]["batch"], size["snapshots"] = 2, 0
     return raw
 

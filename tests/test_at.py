@@ -68,6 +68,12 @@ def test_progress_resumes():
     assert a.k == b.k == 3 and a.since == b.since
 
 
+def test_K_may_begin_later(split):
+    run = configure(K=4, progress=rule(window=5, hold=3, first=2))
+    trainer = train.Trainer(run, split, 0)
+    assert [trainer.step()["K"].item() for _ in range(8)] == [2, 2, 2, 3, 3, 3, 4, 4]
+
+
 def test_auc_of_told_apart():
     real, fake = torch.tensor([-3.0, -1.0, 1.0]), torch.tensor([0.0, 2.0])       # low energy: real
     found = train.told_apart(real, fake)
@@ -90,6 +96,89 @@ def test_an_update_moves_p0_down_and_real_images_up(split):
     assert all(p.grad is None for p in trainer.model.parameters())
 
 
+def test_p0_images_are_augmented_as_they_are_drawn(split, monkeypatch):
+    monkeypatch.setattr(data, "p0", lambda *a: torch.full((50, 1, 8, 8), 255, dtype=torch.uint8))
+    run, how = configure(K=0, progress=None, real=None), params.Transform(kind="crop_flip", pad=2, fill=(0,))
+    plain, moved = (train.Trainer(run.model_copy(update={"start": run.start.model_copy(update={"augment": a})}), split, 0)
+                    for a in (None, how))
+    before = plain.noise.get_state()
+    x = plain.stream(0, plain.common)[0]
+    _, star, numbers = plain.perturb(x)
+    assert star.min() == 1 and torch.equal(plain.noise.get_state(), before), "none draws nothing"
+    _, star, numbers = moved.perturb(x)
+    assert set(star.unique().tolist()) == {0, 1} and numbers["travelled"] == 0, "the way begins at the augmented image"
+    assert not torch.equal(star, moved.perturb(x)[1]), "each batch anew"
+
+
+def test_nesterov_is_passed_on(split):
+    u = params.Update(optimizer="sgd", lr=0.1, iterations=1, nesterov=True)
+    weight = torch.nn.Linear(1, 1, bias=False)
+    for nesterov in (True, False):
+        weight.weight.data.fill_(1.0)
+        opt = train.optimizer(weight, u.model_copy(update={"nesterov": nesterov}))
+        weight.weight.grad = torch.ones(1, 1)
+        opt.step()
+        # v = g; w -= lr (g + mu v) with Nesterov's, lr v without
+        assert weight.weight.item() == pytest.approx(1 - 0.1 * (1.9 if nesterov else 1.0))
+
+
+@pytest.mark.parametrize("of", ["cifar10", "imagenet"])
+def test_normalised_inputs(of):
+    from lib.vision import v2
+    torch.manual_seed(0)
+    plain = networks.build("discriminator", classes=1, channels=3, size=8, width=8)
+    torch.manual_seed(0)
+    model = networks.build("discriminator", classes=1, channels=3, size=8, width=8, normalise=of)
+    x = torch.rand(4, 3, 8, 8)
+    assert torch.allclose(model(x), plain(v2.Normalize(*networks.STATISTICS[of])(x)), atol=1e-6)
+    assert torch.equal(model(x), model.rest(model.first(x))) and not list(model.buffers())
+    assert [v.shape for v in model.state_dict().values()] == [v.shape for v in plain.state_dict().values()]
+    with pytest.raises(ValueError, match=f"normalise: {of} for images of 1 channels; expected 3"):
+        networks.build("discriminator", classes=1, channels=1, size=8, normalise=of)
+
+
+def beginning(path):
+    return configure().model_copy(update={"initial": str(path)})
+
+
+def test_a_run_begins_from_the_weights_it_names(split, tmp_path):
+    run = configure()
+    other = train.Trainer(run, split, 7).model
+    checkpoint.save_atomic(other.state_dict(), tmp_path / "weights.pt")
+    began = train.Trainer(beginning(tmp_path / "weights.pt"), split, 0)
+    assert all(torch.equal(a, b) for a, b in zip(began.model.state_dict().values(), other.state_dict().values()))
+    # a classifier of ten classes: all but its head
+    ten = run.model_copy(update={"network": run.network.model_copy(update={"logits": 10})})
+    classifier = train.Trainer(ten, split, 7).model
+    checkpoint.save_atomic(classifier.state_dict(), tmp_path / "ten.pt")
+    own = train.Trainer(run, split, 0).model.state_dict()
+    for key, value in train.Trainer(beginning(tmp_path / "ten.pt"), split, 0).model.state_dict().items():
+        assert torch.equal(value, own[key] if key.startswith("head.") else classifier.state_dict()[key]), key
+    train.Trainer(beginning(tmp_path / "ten.pt"), split, 0).step()
+
+
+def test_a_relative_path_is_from_the_root(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    with pytest.raises(params.ConfigError, match=f"runs.at.initial: {tmp_path}/of/weights.pt is missing; expected"):
+        train.Trainer(beginning("of/weights.pt"), split, 0)
+
+
+@pytest.mark.parametrize("content, says", [
+    (lambda model: b"not a file of torch's", "is damaged or holds no weights"),
+    (lambda model: {"classes": print}, "is damaged or holds no weights"),                  # weights_only admits no functions
+    (lambda model: [1, 2], "is of another network: body.0.conv1.bias is missing there"),
+    (lambda model: {k: v for k, v in model.items() if k != "first.bias"}, r"first.bias is missing there, \(8,\) here"),
+    (lambda model: model | {"last.bias": torch.zeros(3)}, r"last.bias is \(3,\) there, missing here"),
+    (lambda model: model | {"first.weight": torch.zeros(9, 1, 3, 3)}, r"first.weight is \(9, 1, 3, 3\) there, \(8, 1, 3, 3\)"),
+])
+def test_weights_that_do_not_fit_are_one_clear_error(split, tmp_path, content, says):
+    path, what = tmp_path / "weights.pt", content(train.Trainer(configure(), split, 0).model.state_dict())
+    path.write_bytes(what) if isinstance(what, bytes) else torch.save(what, path)
+    with pytest.raises(params.ConfigError, match=says) as e:
+        train.Trainer(beginning(path), split, 0)
+    assert str(e.value).startswith(f"runs.at.initial: {path}") and "expected" in str(e.value) and "\n" not in str(e.value)
+
+
 def test_batch_norm_stays_in_evaluation_mode(split):
     run = configure()
     run = run.model_copy(update={"network": params.Network(kind="wrn", logits=1)})
@@ -100,8 +189,15 @@ def test_batch_norm_stays_in_evaluation_mode(split):
     assert norms and all(not m.training and int(m.num_batches_tracked) == 0 for m in norms)
 
 
-def test_an_interrupted_run_resumes_to_the_bit(split, tmp_path):
-    run = configure(progress=rule(window=10, hold=7))
+AUGMENTED = {"none": {}, "autoaugment": {"kind": "autoaugment", "pad": 1, "fill": (125,), "cutout": 4},
+             "resized_crop": {"kind": "resized_crop", "share": 0.5, "scale": (0.5, 1.0)}}
+
+
+@pytest.mark.parametrize("how", AUGMENTED)
+def test_an_interrupted_run_resumes_to_the_bit(how, split, tmp_path):
+    run = configure(progress=rule(window=10, hold=7, first=1))
+    run = run.model_copy(update={"augment": params.Augment(**AUGMENTED[how], noise=0.0), "start": run.start.model_copy(
+        update={"augment": params.Transform(**AUGMENTED[how])})})
 
     def stop(trainer, row):
         if trainer.iteration == 18:

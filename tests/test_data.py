@@ -48,6 +48,82 @@ def test_crop_flip_moves_by_at_most_the_pad(rng):
     assert cols.min() == 1 and cols.max() == 6            # flipped: column 4 becomes 3, then moves too
 
 
+def test_a_margin_has_the_colour_asked_for():
+    x, colour = torch.full((300, 3, 8, 8), 0.5), torch.tensor([0.0, 1.0, 0.25])
+    y = data.crop_flip(x, 2, torch.Generator().manual_seed(0), colour)
+    margin = (y != 0.5).any(1)                                              # (B, H, W)
+    assert torch.equal(y.permute(0, 2, 3, 1)[margin], colour.expand(int(margin.sum()), 3))
+    rows = margin.all(2).sum(1)                                             # |offset|: uniform on -2 .. 2
+    assert set(rows.tolist()) == {0, 1, 2} and abs(rows.float().mean() - 6 / 5) < 0.15
+    how = params.Transform(kind="crop_flip", pad=2, fill=(0, 0, 0))
+    assert data.augmented(x, how, torch.Generator().manual_seed(0), low=0.0).amin(1).unique().tolist() == [0, 0.5]
+    with pytest.raises(data.DataError, match=r"fill: \[0\] for images of 3 channels: expected as many"):
+        data.augmented(x, how.model_copy(update={"fill": (0,)}))
+
+
+AUTO = params.Transform(kind="autoaugment", pad=2, fill=(125, 122, 113), cutout=4)
+CUT = params.Transform(kind="resized_crop", scale=(0.2, 0.3), ratio=(0.9, 1.1))
+AS_IS = params.Transform(kind="resized_crop", share=0.0)
+
+
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+@pytest.mark.parametrize("how", [AUTO, CUT, AS_IS, params.Transform(kind="crop_flip", fill=(0, 0, 0))])
+def test_augmentation_is_the_generators_alone(how, low):
+    x = data.to_range(torch.randint(256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8), low)
+    g, before, kept = torch.Generator().manual_seed(3), torch.get_rng_state(), x.clone()
+    y = data.augmented(x, how, g, low)
+    torch.randn(3)
+    again = torch.Generator().manual_seed(3)
+    assert torch.equal(y, data.augmented(x, how, again, low)) and torch.equal(g.get_state(), again.get_state())
+    assert not torch.equal(y, data.augmented(x, how, g, low)), "the next batch is changed otherwise"
+    assert torch.equal(x, kept) and y.shape == x.shape and y.min() >= low and y.max() <= 1
+    torch.set_rng_state(before)
+    data.augmented(x, how, g, low)
+    assert torch.equal(torch.get_rng_state(), before), "torch's global stream goes on as if nothing was"
+
+
+def test_no_augmentation_draws_nothing():
+    x, g = torch.rand(2, 1, 8, 8), torch.Generator().manual_seed(0)
+    assert data.augmented(x, params.Transform(), g) is x and data.augmented(x, None, g) is x
+    assert torch.equal(g.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_a_resized_crop_is_a_part_of_the_image(rng):
+    """A ramp from left to right: a part of it, scaled up, spans less."""
+    x = torch.linspace(0, 1, 32).repeat(200, 1, 32, 1)
+    exact = data.to_range(data.to_bytes(x, 0), 0)
+
+    def spans(**how):
+        y = data.augmented(x, params.Transform(kind="resized_crop", **how), rng, low=0.0)
+        return y, y[:, 0, 0].amax(1) - y[:, 0, 0].amin(1)
+    y, span = spans(share=0.0)
+    mirrored = (y == exact.flip(3)).flatten(1).all(1)
+    assert ((y == exact).flatten(1).all(1) | mirrored).all() and abs(mirrored.float().mean() - 0.5) < 0.12
+    y, span = spans(scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    assert (span - 15 / 31).abs().max() < 0.05 and len(y[:, 0, 0, 0].unique()) > 15, "half as wide, anywhere"
+    y, span = spans(scale=(0.25, 0.25), ratio=(1.0, 1.0), share=0.5)
+    assert abs((span < 0.6).float().mean() - 0.5) < 0.12, "half of the images"
+
+
+def test_autoaugment_changes_each_image_by_itself():
+    one = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(40, -1, -1, -1)
+    y = data.one_by_one(one, data._autoaugment(AUTO), torch.Generator().manual_seed(0), low=0.0)
+    kinds = {image.numpy().tobytes() for image in y}
+    assert len(kinds) > 15 and (y == data.to_range(data.to_bytes(one, 0), 0)).flatten(1).all(1).any(), "some stay"
+
+
+def test_cutout_is_a_square_with_its_centre_in_the_image(rng):
+    holes = (data.cutout(torch.ones(2000, 3, 16, 16), 6, rng, low=0.0) == 0)
+    assert torch.equal(holes.all(1), holes.any(1)), "in every channel"
+    sizes = torch.stack([holes[:, 0].any(2).sum(1), holes[:, 0].any(1).sum(1)])
+    assert torch.equal(sizes[0] * sizes[1], holes[:, 0].sum((1, 2))), "a rectangle"
+    assert sizes.min() == 3 and sizes.max() == 6
+    # centres at 0 .. 15: cut short by 3, 2, 1 at the one end and by 1, 2 at the other
+    assert abs(sizes.float().mean() - (6 - 9 / 16)) < 0.06
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(data.cutout(x, 0, rng), x)
+
+
 # -------------------------------------------------------------------------------------- AT-EBM: ranges, classes, p0
 @pytest.mark.parametrize("low", [-1.0, 0.0])
 def test_bytes_survive_both_ranges(low):

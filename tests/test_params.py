@@ -54,6 +54,51 @@ def test_mistakes_are_one_clear_line(tree, break_it, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("run, section, change, says", [
+    ("at", ("step", "progress"), {"first": 99}, "progress.first: 99 is beyond K: 25; expected at most K"),
+    ("at-linear", ("step", "progress"), {"first": 2}, "first: 2 for kind linear, which begins at 0"),
+    ("at", ("update",), {"nesterov": True}, "nesterov for adam"),
+    ("softmax", ("update",), {"nesterov": True, "momentum": 0.0}, "nesterov for sgd with momentum 0"),
+    ("jempp-m5", ("start",), {"augment": {"kind": "crop_flip"}}, "start.augment of kind 'crop_flip' for start kind 'gaussians'"),
+    ("at", ("start",), {"augment": {"kind": "resized_crop", "scale": [0.9, 1.2]}}, "scale: [0.9, 1.2]; expected from and to"),
+    ("at", ("start",), {"augment": {"kind": "resized_crop", "ratio": [1.1, 0.9]}}, "ratio: [1.1, 0.9]; expected from and to"),
+    ("at", ("start",), {"augment": {"kind": "crop_flip", "fill": [300]}}, "runs.at.start.augment.fill"),
+    ("softmax", ("network",), {"normalise": "cifar10"}, "normalise: cifar10 with range symmetric"),
+    ("at", ("network",), {"normalise": "cifar"}, "runs.at.network.normalise"),
+    ("at", (), {"initail": "weights.pt"}, "runs.at.initail: unknown key (did you mean 'initial'?)"),
+])
+def test_mistakes_in_what_at_ebm_has_are_one_clear_line(tree, run, section, change, says):
+    tree["scales"]["quick"]["common"]["network"].pop("normalise")       # it would overrule what the test breaks
+    place = tree["runs"][run] = copy.deepcopy(tree["runs"][run])        # YAML's anchors share sections
+    for key in section:
+        place = place[key]
+    place.update(change)
+    with pytest.raises(params.ConfigError) as e:
+        params.run(run, "quick", tree)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_published_settings_of_at_ebm_stay_in_the_paper_profile():
+    """Augmentation, constants to normalise by, Nesterov, a later first K: as AT-EBM's code has them, and nowhere else."""
+    black, mean = {"kind": "crop_flip", "pad": 4, "fill": (0, 0, 0)}, {"kind": "autoaugment", "fill": (125, 122, 113), "cutout": 16}
+    half = {"kind": "resized_crop", "share": 0.5, "scale": (0.8, 1.0), "ratio": (0.9, 1.1)}
+    imagenet = {"kind": "resized_crop", "share": 1.0, "scale": (0.08, 1.0), "ratio": (0.75, 1.3333)}
+    wanted = {"at": (black, black, "cifar10"), "at-ood": (mean, mean, "cifar10"), "at-cats": (half, imagenet, "imagenet"),
+              "at-faces": (half | {"scale": (0.9, 1.0), "ratio": (0.95, 1.05)}, imagenet, "imagenet"),
+              "at-church": (half, imagenet, "imagenet"), "at-p0-noise": (black, black, "cifar10")}
+    for name, (real, p0, constants) in wanted.items():
+        run = params.run(name, "paper")
+        assert run.augment.model_dump() | real == run.augment.model_dump() and run.augment.noise == 0, name
+        assert run.start.augment.model_dump() | p0 == run.start.augment.model_dump(), name
+        assert run.network.normalise == constants and run.initial is None, name
+        assert run.update.nesterov == (name == "at-ood") and run.update.weight_decay == 0, name
+        assert run.step.progress is None or run.step.progress.first == (10 if name == "at-cats" else 0), name
+        for profile in ("smoke", "quick", "gpu"):
+            run = params.run(name, profile)
+            assert run.augment.kind == "none" and not run.start.augment and not run.network.normalise, (profile, name)
+            assert not run.update.nesterov and (run.step.progress is None or not run.step.progress.first), (profile, name)
+
+
 def test_unknown_names(tree, monkeypatch):
     with pytest.raises(params.ConfigError, match="did you mean 'softmax'"):
         params.run("softmx", "quick")

@@ -1,0 +1,68 @@
+"""A chain through torch.compile: the same chain to rounding, the same bits twice, and what it is where nothing compiles."""
+import copy
+import shutil
+import warnings
+
+import pytest
+import torch
+
+from lib import bench, networks, samplers
+from lib.energy import Energy
+
+
+compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module")
+def split():
+    return bench.images(8, 100)
+
+
+def trainer(split, **changes):
+    run = bench.configuration("jempp-m5", "cpu", batch=8, widen=1, passes=2, precision="fp32", **changes)
+    return bench.trainer(run, split, torch.device("cpu"))
+
+
+@compiler
+def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split):
+    plain, ours, twin = trainer(split, compile=False), trainer(split, compile=True), trainer(split, compile=True)
+    x0 = split.gaussians.draw(8, torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)                     # it compiled
+        x = ours.chain(x0)
+    assert ours.fused is not ours.energy and plain.fused is plain.energy and (x - x0).abs().max() > 1e-3
+    torch.testing.assert_close(x, plain.chain(x0), rtol=1e-3, atol=1e-4)
+    assert torch.equal(x, twin.chain(x0))
+    for a, b in zip(ours.model.buffers(), plain.model.buffers()):       # running statistics move alike
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    before = copy.deepcopy(ours.model.state_dict())
+    ours.step()
+    assert all(p.requires_grad and p.grad is not None for p in ours.model.parameters())
+    assert any(not torch.equal(v, before[k]) for k, v in ours.model.state_dict().items())
+
+
+def test_without_batch_norm_nothing_is_compiled(split):
+    t = bench.trainer(bench.configuration("jem", "cpu", batch=8, widen=1, passes=2, compile=True), split, torch.device("cpu"))
+    assert t.fused is t.energy
+
+
+def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, monkeypatch):
+    def refuse(model, **_):
+        def forward(x):
+            raise RuntimeError("\nInvalidCxxCompiler: no working C++ compiler found\nand more")
+        return forward
+    monkeypatch.setattr(torch, "compile", refuse)
+    E, x = Energy(wrn, forward=networks.compiled(wrn)), torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler.*runs as it is"):
+        found = samplers.last(samplers.proximal_sgld(E, x, K=2, alpha=1.0))
+    assert torch.equal(found, samplers.last(samplers.proximal_sgld(Energy(wrn), x, K=2, alpha=1.0)))
+    with pytest.raises(RuntimeError, match="channels"):                 # what is wrong with the images says so itself
+        E(torch.rand(4, 3, 8, 8).double())
+
+
+def test_frozen_parameters_ask_for_gradients_again(wrn):
+    wrn.head.bias.requires_grad_(False)
+    with pytest.raises(KeyError), networks.frozen(wrn):
+        assert not any(p.requires_grad for p in wrn.parameters())
+        raise KeyError
+    assert [n for n, p in wrn.named_parameters() if not p.requires_grad] == ["head.bias"]
