@@ -19,7 +19,14 @@ CLASSES = {
     "mnist": tuple("0123456789"),
     "svhn": tuple("0123456789"),
     "cifar10": ("Plane", "Car", "Bird", "Cat", "Deer", "Dog", "Frog", "Horse", "Ship", "Truck"),
-    "cifar100": tuple(str(i) for i in range(100)),
+    "cifar100": tuple(name.replace("_", " ").capitalize() for name in """
+        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()),
     "imagenet32": tuple(str(i) for i in range(1000)),
     "celeba": ("face",), "celeba_hq": ("face",), "afhq_cat": ("cat",), "lsun_church": ("church",),      # unlabelled
     "imagenet": ("image",),
