@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -17,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -305,35 +308,48 @@ def machine(device) -> dict:
             "date": datetime.date.today().isoformat(), "slug": slug}
 
 
-def measure(device, names=RUNS, rounds: int | None = None, whole: bool = True) -> dict:
-    """Everything; `whole=False` leaves the comparison with the plain transcription alone."""
-    rounds, split = rounds or SIZES[device.type]["rounds"], images()
+def card(split, device, rounds: int) -> dict[str, float]:
+    """A GPU's matrix rate, what of it JEM++'s (M=10) update uses, and the memory that this takes at most."""
+    t = trainer(configuration(MAIN, "cuda"), split, device)
+    s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
+    torch.cuda.reset_peak_memory_stats()
+    t.step()
+    peak, rate = torch.cuda.max_memory_allocated() / 2 ** 30, matrix_rate(device)
+    used = step_flops(t.run, flops_per_image(t.model, (3, 32, 32))) / s / 1e12
+    return {"matrix_tflops": rate, "step_tflops": used, "share": used / rate, "peak_gib": peak}
+
+
+def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math.inf) -> Iterator[dict]:
+    """Everything, the most important first; yields what there is after each part, and begins none after so many minutes."""
+    began, rounds, split = time.monotonic(), rounds or SIZES[device.type]["rounds"], images()
     out = {"machine": machine(device), "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
-           "data": "dead leaves, 3x32x32, batch 64", "runs": against_plain(names, split, device, rounds)}
-    out["ratio_to_plain"] = {k: v["ratio"] for k, v in out["runs"].items()}
-    if whole:
-        out["parts"] = {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names}
-        out["ways"] = ways(split, device, rounds)
-        out["scaling"] = scaling(split, device)
-        out["processes"] = processes(device)
-        out["memory_gib"] = memory(device)
-        if device.type == "cpu":
-            out["kept_memory_gain"] = kept_memory_gain()
+           "data": "dead leaves, 3x32x32, batch 64", "runs": {}, "ratio_to_plain": {}}
+
+    compare = {name: partial(against_plain, [name], split, device, rounds) for name in names}
+    others = {"cuda": partial(card, split, device, rounds)} if device.type == "cuda" else {}
+    others |= {"ways": partial(ways, split, device, rounds), "memory_gib": partial(memory, device),
+               "parts": lambda: {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names},
+               "processes": partial(processes, device), "scaling": partial(scaling, split, device)}
+    others |= {"kept_memory_gain": kept_memory_gain} if device.type == "cpu" else {}
+    keys = [*filter(MAIN.__eq__, names), *others, *filter(MAIN.__ne__, names)]
+    for i, key in enumerate(keys):
+        if time.monotonic() - began > 60 * minutes:
+            print(f"{minutes:g} minutes are over, left out: {', '.join(keys[i:])}", file=sys.stderr)
+            return
+        if key in compare:
+            out["runs"] |= compare[key]()
+            out["ratio_to_plain"][key] = out["runs"][key]["ratio"]
         else:
-            t = trainer(configuration(MAIN, "cuda"), split, device)
-            torch.cuda.reset_peak_memory_stats()
-            rate, s = matrix_rate(device), statistics.median(in_turn({"s": t.step}, rounds, device)["s"])
-            used = step_flops(t.run, flops_per_image(t.model, (3, 32, 32))) / s / 1e12
-            out["cuda"] = {"matrix_tflops": rate, "step_tflops": used, "share": used / rate,
-                           "peak_gib": torch.cuda.max_memory_allocated() / 2 ** 30}
-    return out
+            out[key] = others[key]()
+        yield out
 
 
 def table(found: dict) -> str:
     """The comparison as Markdown."""
     lines = ["| run | s / update | images/s | s / 50,000 images | plain s / update | times faster (quartiles) |",
              "|---|---|---|---|---|---|"]
-    for name, r in found["runs"].items():
+    for name in sorted(found["runs"], key=RUNS.index):
+        r = found["runs"][name]
         lines.append(f"| {name} | {r['seconds']:.3f} | {r['images_per_second']:.0f} | {r['seconds_per_epoch']:.0f} | "
                      f"{r['plain_seconds']:.3f} | {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |")
     return "\n".join(lines)
@@ -344,20 +360,27 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--minutes", type=float, default=8.5, help="no part is begun after so many")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    found = measure(device, args.runs, args.rounds)
+    torch.set_deterministic_debug_mode("warn")                  # as lib.train trains
+    torch.utils.deterministic.fill_uninitialized_memory = False
     folder = ROOT / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{found['machine']['slug']}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    for found in measure(device, args.runs, args.rounds, args.minutes):        # an end by force loses the last part alone
+        path = folder / f"{found['machine']['slug']}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n")
     from lib import plots
     plots.style()
-    plots.benchmark(found).savefig(path.with_suffix(".png"), bbox_inches="tight", pil_kwargs={"optimize": True})
-    print(f"\n{found['machine']['device']}, {found['machine']['count']}; {path.relative_to(ROOT)}\n{table(found)}")
+    if {"parts", "scaling"} <= set(found):
+        plots.benchmark(found).savefig(path.with_suffix(".png"), bbox_inches="tight", pil_kwargs={"optimize": True})
+    if "cuda" in found:
+        print("".join(f"{k} {v:.3g}   " for k, v in found["cuda"].items()))
+    print("".join(f"{k} {v:.3f} s   " for k, v in found.get("ways", {}).items()))
+    print(f"{found['machine']['device']}, {found['machine']['count']}; {path.relative_to(ROOT)}\n{table(found)}")
 
 
 if __name__ == "__main__":

@@ -84,3 +84,18 @@ def test_the_published_network_and_settings_are_measured():
     run = bench.configuration("jempp-m10", "cuda")
     assert (run.network.depth, run.network.widen, run.update.batch, run.start.buffer) == (28, 10, 64, 10_000)
     assert run.step.M == 10 and run.step.N == 5 and run.augment.kind == "crop_flip"
+
+
+def test_no_part_is_begun_after_the_minutes_and_what_there_is_stays(small, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "images", lambda *a: small)
+    monkeypatch.setattr(bench, "against_plain", lambda names, *a: {names[0]: {"ratio": 2.0}})
+    begun = []
+    for part in ("ways", "memory", "parts", "processes", "scaling", "kept_memory_gain"):
+        monkeypatch.setattr(bench, part, lambda *a, part=part: begun.append(part) or {})
+    every = list(bench.measure(torch.device("cpu"), ("softmax", bench.MAIN)))
+    assert len(every) == 8 and begun[0] == "ways" and every[-1]["ratio_to_plain"] == {bench.MAIN: 2.0, "softmax": 2.0}
+    found = bench.measure(torch.device("cpu"), (bench.MAIN, "softmax"), minutes=1)
+    assert list(next(found)["runs"]) == [bench.MAIN]
+    now = bench.time.monotonic()
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now + 61)
+    assert not list(found) and "1 minutes are over, left out: ways" in capsys.readouterr().err
