@@ -337,8 +337,9 @@ def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math
             print(f"{minutes:g} minutes are over, left out: {', '.join(keys[i:])}", file=sys.stderr)
             return
         if key in compare:
-            out["runs"] |= compare[key]()
-            out["ratio_to_plain"][key] = out["runs"][key]["ratio"]
+            runs = out["runs"] | compare[key]()
+            out["runs"] = {name: runs[name] for name in RUNS if name in runs}
+            out["ratio_to_plain"] = {name: r["ratio"] for name, r in out["runs"].items()}
         else:
             out[key] = others[key]()
         yield out
@@ -348,8 +349,7 @@ def table(found: dict) -> str:
     """The comparison as Markdown."""
     lines = ["| run | s / update | images/s | s / 50,000 images | plain s / update | times faster (quartiles) |",
              "|---|---|---|---|---|---|"]
-    for name in sorted(found["runs"], key=RUNS.index):
-        r = found["runs"][name]
+    for name, r in found["runs"].items():
         lines.append(f"| {name} | {r['seconds']:.3f} | {r['images_per_second']:.0f} | {r['seconds_per_epoch']:.0f} | "
                      f"{r['plain_seconds']:.3f} | {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |")
     return "\n".join(lines)
