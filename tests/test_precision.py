@@ -1,4 +1,6 @@
-"""bf16 changes what comes out by no more than another seed does; a rate too small to learn at, by more."""
+"""bf16 and torch.compile change what comes out by no more than another seed does; a rate too small to learn at, by more."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,11 @@ from scipy import stats
 from lib import data, metrics, params, sources, train
 
 SEEDS = (0, 1, 2)
+
+
+def compiler() -> bool:
+    """Without one, torch.compile leaves the network as it is."""
+    return any(map(shutil.which, ("g++", "c++", "clang++")))
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +26,7 @@ def found():
     run = run.model_copy(update={"update": update, "start": run.start.model_copy(update={"buffer": 500}),
                                  "step": run.step.model_copy(update={"M": 2})})
     variants = {"fp32": run, "bf16": run.model_copy(update={"precision": "bf16"}),
+                "compiled": run.model_copy(update={"precision": "bf16", "compile": True}),
                 "slow": run.model_copy(update={"update": update.model_copy(update={"lr": update.lr / 1000})})}
     return {name: np.array([outcome(v, split, real, seed) for seed in SEEDS]) for name, v in variants.items()}
 
@@ -42,14 +50,16 @@ def p_value(a, b):
     return 2 * stats.t.sf(abs(a.mean() - b.mean()) / error, 2 * len(a) - 2)
 
 
+@pytest.mark.parametrize("fast", ["bf16", "compiled"])
 @pytest.mark.parametrize("measure", [0, 1], ids=["accuracy", "Frechet distance"])
-def test_bf16_is_within_the_noise_of_seeds(found, measure):
-    assert p_value(found["fp32"][:, measure], found["bf16"][:, measure]) > 0.01
+def test_what_makes_it_fast_is_within_the_noise_of_seeds(found, fast, measure):
+    assert p_value(found["fp32"][:, measure], found[fast][:, measure]) > 0.01
     assert found["fp32"][:, 0].mean() > 0.25, "the runs must have learned something: chance is 0.1"
 
 
-def test_the_two_precisions_are_not_the_same_computation(found):
+def test_they_are_not_the_same_computation(found):
     assert not np.array_equal(found["fp32"], found["bf16"])
+    assert not np.array_equal(found["bf16"], found["compiled"]) or not compiler()
 
 
 def test_a_change_that_matters_is_seen(found):
