@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick)"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
-	@echo "make dry-run the paper profile, notebooks and all, on small generated files (6 minutes)"
+	@echo "make dry-run the paper profile, notebooks and all, on small generated files (5 minutes)"
 	@echo "make bench   measure the speed of training updates on this machine (10 minutes at most)"
 	@echo "make fleet   train what is pending within some minutes, for rented GPUs"
 	@echo "make lab     open the notebooks in JupyterLab"

@@ -1,6 +1,6 @@
 """The paper profile's dry run: every run, measurement and notebook on generated files of the published formats.
 
-Asked for by `make dry-run`: six minutes on two cores.
+Asked for by `make dry-run`: five minutes on two cores.
 """
 import json
 import os
