@@ -30,8 +30,8 @@ from lib import ROOT, data, energy, inits, networks, outliers, params, plain, tr
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
 EPOCH = 50_000              # images of a CIFAR-10 epoch, for seconds per epoch
-SIZES = {"cpu": {"depth": 10, "widen": 2, "rounds": 7, "compile": True},
-         "cuda": {"depth": 28, "widen": 10, "rounds": 7, "compile": True}}      # compile: as the paper profile has it
+ROUNDS = 7
+SIZES = {"cpu": {"depth": 10, "widen": 2}, "cuda": {"depth": 28, "widen": 10}}
 
 
 def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = None, passes: int | None = None,
@@ -46,7 +46,7 @@ def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = 
         run["start"] |= {"buffer": 10_000, "images": 1_000, "augment": None}     # lib.plain leaves p0 images as they are
     if run["step"]:
         run["step"] |= {"progress": None} | ({"M" if run["step"]["kind"] == "pyld" else "K": passes} if passes else {})
-    return params.Run(**run | {"precision": precision, "compile": size["compile"], **changes})
+    return params.Run(**run | {"precision": precision, **changes})
 
 
 def images(size: int = 32, n: int = 1_000) -> data.Split:
@@ -321,7 +321,7 @@ def card(split, device, rounds: int) -> dict[str, float]:
 
 def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math.inf) -> Iterator[dict]:
     """Everything, the most important first; yields what there is after each part, and begins none after so many minutes."""
-    began, rounds, split = time.monotonic(), rounds or SIZES[device.type]["rounds"], images()
+    began, rounds, split = time.monotonic(), rounds or ROUNDS, images()
     out = {"machine": machine(device), "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
            "data": "dead leaves, 3x32x32, batch 64", "runs": {}, "ratio_to_plain": {}}
 

@@ -11,6 +11,7 @@ import torch
 from lib import ROOT, data, inits, networks
 
 torch.set_num_threads(1)
+COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))        # without one, torch.compile leaves a network as it is
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """A chain through torch.compile: the same chain to rounding, the same bits twice, and what it is where nothing compiles."""
 import copy
-import shutil
 import warnings
 
 import pytest
 import torch
+from conftest import COMPILER
 
 from lib import bench, networks, samplers
 from lib.energy import Energy
 
-
-compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler here")
+compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")

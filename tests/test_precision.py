@@ -1,19 +1,13 @@
 """bf16 and torch.compile change what comes out by no more than another seed does; a rate too small to learn at, by more."""
-import shutil
-
 import numpy as np
 import pytest
 import torch
+from conftest import COMPILER
 from scipy import stats
 
 from lib import data, metrics, params, sources, train
 
 SEEDS = (0, 1, 2)
-
-
-def compiler() -> bool:
-    """Without one, torch.compile leaves the network as it is."""
-    return any(map(shutil.which, ("g++", "c++", "clang++")))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def test_what_makes_it_fast_is_within_the_noise_of_seeds(found, fast, measure):
 
 def test_they_are_not_the_same_computation(found):
     assert not np.array_equal(found["fp32"], found["bf16"])
-    assert not np.array_equal(found["bf16"], found["compiled"]) or not compiler()
+    assert not np.array_equal(found["bf16"], found["compiled"]) or not COMPILER
 
 
 def test_a_change_that_matters_is_seen(found):
