@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lib import ROOT, data, inits, networks
+from lib import pipeline as pipeline_
 
 torch.set_num_threads(1)
 COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))        # without one, torch.compile leaves a network as it is
@@ -35,18 +36,37 @@ def tiny_split():
     return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], inits.ClassGaussians.fit(data.to_range(x), y))
 
 
-@pytest.fixture(scope="session")
-def pipeline(tmp_path_factory):
-    """A copy of the project in which `make pipeline` ran with profile smoke: (folder, environment, first run's output)."""
-    home = tmp_path_factory.mktemp("pipeline") / "project"
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto`: one worker for each core that may be used, four at most; each is a process of half a GB."""
+    return min(4, pipeline_.jobs())
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever needs the smoke pipeline runs in one process, which builds it once, and begins first: it takes longest."""
+    for item in items:
+        if item.get_closest_marker("pipeline"):
+            item.add_marker(pytest.mark.xdist_group("pipeline"))
+    items.sort(key=lambda item: not item.get_closest_marker("pipeline"))
+
+
+def copy_of_the_project(home: Path) -> dict[str, str]:
+    """Copies what git would bring, and what is not committed yet, to `home`; returns the environment of a shell there."""
     skip = shutil.ignore_patterns(".git", ".venv", "artifacts", "scratch", "__pycache__", "*.egg-info", "cache", "tmp",
-                                  ".pytest_cache", "raw", "dvc.lock")        # another profile's, which DVC would read each time
+                                  ".pytest_cache", "raw", "dvc.lock", "config.local")      # the lock is another profile's
     shutil.copytree(ROOT, home, ignore=skip)
     params = home / "params.yaml"
-    params.write_text(params.read_text().replace("profile: quick ", "profile: smoke ", 1))
-    env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1",
-           "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=home, env=env, check=True)
-    done = subprocess.run(["make", "pipeline", f"PY={sys.executable}"], cwd=home, env=env, capture_output=True, text=True)
+    params.write_text(params.read_text(encoding="utf-8").replace("profile: quick ", "profile: smoke ", 1), encoding="utf-8")
+    return {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """A copy of the project, an archive without .git, in which the pipeline ran with profile smoke: (folder, environment,
+    its output)."""
+    home = tmp_path_factory.mktemp("pipeline") / "project"
+    env = copy_of_the_project(home)
+    done = subprocess.run([sys.executable, "-m", "lib.pipeline"], cwd=home, env=env, capture_output=True, text=True,
+                          encoding="utf-8")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return home, env, done.stdout

@@ -1,6 +1,5 @@
 """The smoke pipeline, end to end, and every notebook through nbval."""
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lib import ROOT, papers, params
+from lib.pipeline import jobs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 pytestmark = pytest.mark.pipeline
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.pipeline
 
 def dvc(pipeline, *args):
     home, env, _ = pipeline
-    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=home, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=home, env=env, capture_output=True, text=True,
+                          encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -25,12 +26,12 @@ def test_every_run_was_trained_and_measured(pipeline):
     home = pipeline[0]
     for run in params.runs():
         if params.data("smoke", params.run(run, "smoke").data) is None:         # a role of the paper profile only
-            assert "skipped" in json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text())
+            assert "skipped" in json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8"))
             continue
         folder = home / "artifacts" / "smoke" / run / "seed0"
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
             assert (folder / file).stat().st_size > 0
-        measured = json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text())
+        measured = json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8"))
         m = measured["mean"]
         if "samples" in m:                                                      # AT-EBM: generation only
             assert m["samples"]["fd_clf"] > 0 and m["samples"]["images"] == 40 and m["seconds_per_image"] > 0
@@ -40,7 +41,7 @@ def test_every_run_was_trained_and_measured(pipeline):
 
 def test_the_register_is_whole_and_its_files_exist(pipeline):
     home = pipeline[0]
-    register = json.loads((home / "results" / "smoke" / "artefacts.json").read_text())
+    register = json.loads((home / "results" / "smoke" / "artefacts.json").read_text(encoding="utf-8"))
     assert list(register) == list(papers.ARTEFACTS)
     for id, entry in register.items():
         assert ("missing" in entry) != bool(entry.get("files")), id
@@ -48,22 +49,26 @@ def test_the_register_is_whole_and_its_files_exist(pipeline):
             assert (home / file).stat().st_size > 0, f"{id}: {file}"
 
 
-def test_a_second_repro_does_nothing(pipeline):
+def test_a_second_run_does_nothing_by_dvcs_own_word_too(pipeline):
+    home, env, _ = pipeline
     out = dvc(pipeline, "repro")
     assert "Running stage" not in out and "up to date" in out
+    again = subprocess.run([sys.executable, "-m", "lib.pipeline"], cwd=home, env=env, capture_output=True, text=True,
+                           encoding="utf-8")
+    assert again.returncode == 0 and again.stdout == "Nothing changed: results are up to date.\n", again.stderr
 
 
 def test_editing_another_profile_invalidates_nothing(pipeline):
     home = pipeline[0]
     path = home / "params.yaml"
-    before = path.read_text()
-    path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"))
-    assert path.read_text() != before
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != before
     try:
         stale = [line for line in dvc(pipeline, "repro", "--dry").splitlines() if "Running stage" in line]
         assert all("notebook-00" in line for line in stale), stale      # the map shows all profiles' sizes
     finally:
-        path.write_text(before)
+        path.write_text(before, encoding="utf-8")
 
 
 def test_metrics_and_plots_show(pipeline):
@@ -74,20 +79,20 @@ def test_metrics_and_plots_show(pipeline):
 def test_changing_prose_reruns_that_notebook_alone(pipeline):
     home = pipeline[0]
     path = home / "notebooks" / "01_energies_in_2d.ipynb"
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     nb = json.loads(before)
     nb["cells"][0]["source"] += "\nAnother sentence." if isinstance(nb["cells"][0]["source"], str) else ["\nmore"]
-    path.write_text(json.dumps(nb))
+    path.write_text(json.dumps(nb), encoding="utf-8")
     try:
         stale = re.findall(r"Running stage '([^']+)'", dvc(pipeline, "repro", "--dry"))
         assert stale == ["notebook-01"], stale
     finally:
-        path.write_text(before)
+        path.write_text(before, encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_has_what_a_reader_needs(path):
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     code = [c for c in nb["cells"] if c["cell_type"] == "code"]
     compared = [c for c in code if "".join(c["source"]).startswith("# NBVAL_CHECK_OUTPUT")]
     assert len(compared) >= 3, "at least three cells whose output nbval compares"
@@ -95,7 +100,7 @@ def test_notebook_has_what_a_reader_needs(path):
     assert any("parameters" in c["metadata"].get("tags", []) for c in code)
     assert max(len("".join(c["source"]).splitlines()) for c in code) <= 24
     assert not [o for c in code for o in c["outputs"] if o.get("output_type") == "error"]
-    assert not [place for place in ("/work", "/root", "/tmp/", "site-packages") if place in path.read_text()]
+    assert not [place for place in ("/work", "/root", "/tmp/", "site-packages") if place in path.read_text(encoding="utf-8")]
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +109,11 @@ def compared(pipeline):
     home, env, _ = pipeline
 
     def nbval(path):
-        return subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-p",
-                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-n", "0", "-p",
+                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True,
+                              encoding="utf-8")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(jobs()) as pool:
         yield {path.stem: pool.submit(nbval, path) for path in NOTEBOOKS}
 
 

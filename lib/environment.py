@@ -1,0 +1,64 @@
+"""Set up .venv with the versions that the results were made with, on any system:
+
+    python -m lib.environment           what `make` does first; nothing where that is done already
+
+Needs the standard library alone. It prints the Python to go on with: `.venv/bin/python -m lib.pipeline` (on Windows
+`.venv\\Scripts\\python -m lib.pipeline`) is `make repro`, `... -m pytest` is `make test`.
+"""
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from lib import ROOT
+
+SUPPORTED = (3, 11), (3, 14)            # from, to: torch has wheels for these
+FILES = ("requirements.txt", "pyproject.toml")
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def refusal(version: tuple[int, int]) -> str | None:
+    """Why this Python will not do; None where it will."""
+    first, last = SUPPORTED
+    if first <= version <= last:
+        return None
+    return (f"Python {version[0]}.{version[1]}: expected {first[0]}.{first[1]} to {last[0]}.{last[1]}; choose one with "
+            f"make PYTHON=python{last[0]}.{last[1]} ..., or python{last[0]}.{last[1]} -m lib.environment")
+
+
+def set_up(folder: Path) -> None:
+    """Create the environment in `folder`, or bring it up to date. Raises: subprocess.CalledProcessError where pip fails."""
+    ready = folder / ".ready"
+    wanted = hashlib.sha256(b"".join((ROOT / f).read_bytes() for f in FILES)).hexdigest()
+    if ready.exists() and ready.read_text(encoding="utf-8") == wanted:
+        return
+    if not python_of(folder).exists():
+        venv.create(folder, with_pip=True)
+    pip = [str(python_of(folder)), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", str(ROOT)], check=True)
+    ready.write_text(wanted, encoding="utf-8")
+
+
+def main() -> None:
+    folder = ROOT / ".venv"
+    if reason := refusal(sys.version_info[:2]):
+        sys.exit(f"error: {reason}")
+    try:
+        set_up(folder)
+    except subprocess.CalledProcessError as e:
+        sys.exit(f"error: pip ended with status {e.returncode}, for the reason above: mend it and run the same command again")
+    except OSError as e:
+        sys.exit(f"error: {folder} could not be set up ({e}): is the folder writable, and the disk not full?")
+    print(python_of(folder).relative_to(ROOT).as_posix())
+
+
+if __name__ == "__main__":
+    main()

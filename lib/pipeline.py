@@ -1,0 +1,305 @@
+"""The pipeline of dvc.yaml, stages side by side:
+
+    python -m lib.pipeline                       all that is out of date, as `dvc repro` would, on every core
+    python -m lib.pipeline train@jempp-m5        one stage (or some) and what it needs
+    python -m lib.pipeline --jobs 1              one stage after another
+
+DVC decides what is out of date, hashes, caches and writes dvc.lock, in this process; only the stages' commands run
+elsewhere. `python -m lib.X ...` starts in a copy of a process that has imported torch already, where the system can
+fork: a stage of the smoke profile takes a second, and its imports alone take several. Each stage's output goes to
+scratch/logs/<stage>.log. A second `dvc repro` or pipeline at the same time is refused by DVC's own locks.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lib import ROOT
+
+LOGS = ROOT / "scratch" / "logs"
+KINDS = ("data", "notebook-01", "train", "evaluate", "apply")       # the first pictures early; then what others wait for
+MEMORY = 1.0                                                        # GB that one stage may need: 0.65 measured
+PRELOADED = ("torch", "numpy", "scipy.linalg", "yaml", "pydantic", "filelock", "tqdm")      # never lib, which may be edited
+QUIET = 60.0            # seconds without a word, after which the stages at work are named
+LOCK_SHARE = 20         # DVC parses and writes all of dvc.lock each time, seconds: at most a twentieth of the time
+
+
+class Failed(RuntimeError):
+    """Stages that ended with an error; what else was at work has been finished and recorded."""
+
+
+# ------------------------------------------------------------------------------------------ how many side by side
+def jobs(given: str | None = None) -> int:
+    """How many stages run side by side: `given`, else $JOBS, else the cores that this process may use, one GB of memory
+    for each; one where there is a GPU to share. Raises: ValueError for what is no number from 1."""
+    if given := given or os.environ.get("JOBS"):
+        if not given.isdigit() or int(given) < 1:
+            raise ValueError(f"jobs {given!r}: expected the number of stages to run side by side, at least 1")
+        return int(given)
+    return 1 if shutil.which("nvidia-smi") else max(1, min(cores(), int(memory() / MEMORY)))
+
+
+def cores() -> int:
+    """Processors that this process may use: the machine's, less those that its affinity or its container withholds."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control("cpu.max").partition(" ")           # of a container: "200000 100000", or "max 100000"
+    return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() else allowed
+
+
+def memory() -> float:
+    """GB of memory that are free for this process."""
+    import psutil
+    free, limit, used = psutil.virtual_memory().available, _control("memory.max"), _control("memory.current")
+    return min(free, int(limit) - int(used or 0) if limit.isdigit() else free) / 1e9
+
+
+def _control(name: str) -> str:
+    """A file of Linux's control group, '' where there is none."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------ a stage's command
+def execute(command: str, log: Path) -> None:
+    """Run a command in this process if it is `python -m MODULE ...`, else in a shell; its output goes to `log`."""
+    with open(log, "w", encoding="utf-8") as out:
+        for stream in (1, 2):
+            os.dup2(out.fileno(), stream)
+    os.environ["COLUMNS"] = "100"
+    words = shlex.split(command)
+    if words[:2] != ["python", "-m"]:
+        sys.exit(subprocess.run(command, shell=True, cwd=ROOT).returncode)
+    os.chdir(ROOT)
+    sys.argv = words[2:]
+    sys.path.insert(0, str(ROOT))
+    runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+
+
+def processes() -> multiprocessing.context.BaseContext:
+    """What starts stages: a server that has imported the libraries and forks, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+# --------------------------------------------------------------------------------------------------- DVC's own part
+class Pipeline:
+    """The stages of dvc.yaml and what DVC knows of them. All of it happens in one process and one thread."""
+
+    def __init__(self, targets: list[str] = ()):
+        from dvc.repo import Repo
+        self.repo = Repo(str(ROOT))
+        with self.locked():
+            graph = self.repo.index.graph                          # edges point at what a stage needs
+            nodes = {s.addressing: s for s in graph}
+            order = {name: i for i, name in enumerate(nodes)}
+            wanted = list(targets) or list(nodes)
+            if unknown := [t for t in wanted if t not in nodes]:
+                raise ValueError(f"stage {unknown[0]!r}: expected one of dvc.yaml's, such as train@jempp-m5 "
+                                 "(python -m dvc stage list names them)")
+            needed, todo = set(), [nodes[t] for t in wanted]
+            while todo:
+                if (stage := todo.pop()) not in needed:
+                    needed.add(stage)
+                    todo += graph.successors(stage)
+        kinds = {kind: i for i, kind in enumerate(KINDS)}
+        place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])      # noqa: E731
+        self.waiting = {s: set(graph.successors(s)) for s in sorted(needed, key=place)}
+        self.unwritten, self.written, self.writing, self.held = [], time.monotonic(), 0.0, {}
+
+    @contextlib.contextmanager
+    def locked(self):
+        from dvc.repo import lock_repo
+        with lock_repo(self.repo):
+            yield
+
+    def begin(self, stage) -> bool:
+        """Make ready for a stage's command; False where it is up to date, or DVC's run cache has the result."""
+        from dvc.rwlock import rwlock
+        from dvc.stage.cache import RunCacheNotFoundError
+        with self.locked():
+            if not stage.changed():
+                return self._release(stage)
+            # for as long as the command runs; under the name that DVC's own calls below take, which they then let pass
+            self.held[stage] = rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), [d.fs_path for d in stage.deps],
+                                      [o.fs_path for o in stage.outs], False)
+            self.held[stage].__enter__()
+            stage.remove_outs(ignore_remove=False, force=False)
+            with contextlib.suppress(RunCacheNotFoundError):
+                self.repo.stage_cache.restore(stage)
+                self._record(stage)
+                return False
+            stage.save_deps()
+        return True
+
+    def end(self, stage, done: bool) -> None:
+        """A command has ended: hash and cache what it made, if it is `done`."""
+        with self.locked():
+            if done:
+                self._record(stage)
+            else:
+                self.held.pop(stage).__exit__(None, None, None)
+        if time.monotonic() - self.written > LOCK_SHARE * self.writing:
+            self.write()
+
+    def _record(self, stage) -> None:
+        cached = all(o.use_cache or o.is_metric or o.is_plot for o in stage.outs)
+        stage.save(run_cache=cached)
+        stage.commit()
+        self.unwritten.append(stage)
+        self.held.pop(stage).__exit__(None, None, None)
+        self._release(stage)
+
+    def _release(self, stage) -> bool:
+        """Whoever waited for this stage waits no more. Returns False, as `begin` does of a stage that need not run."""
+        for needs in self.waiting.values():
+            needs.discard(stage)
+        return False
+
+    def write(self) -> None:
+        """What has ended, into dvc.lock."""
+        began = time.monotonic()
+        if self.unwritten:
+            with self.locked():
+                self.unwritten[0].dvcfile.dump_stages(self.unwritten, update_pipeline=False)
+        self.unwritten, self.written = [], time.monotonic()
+        self.writing = self.written - began
+
+    # ---------------------------------------------------------------------------------------------- side by side
+    def run(self, side_by_side: int) -> dict[str, float]:
+        """Bring every stage up to date, as many side by side; returns the seconds of those that ran, by name.
+
+        Raises: Failed where a command ends with an error: no other begins, those at work are finished and recorded.
+        """
+        LOGS.mkdir(parents=True, exist_ok=True)
+        context, count, seconds, failed, running = processes(), len(self.waiting), {}, [], {}
+        try:
+            while True:
+                with self.locked():                                 # once for all that is up to date: taking it costs time
+                    while not failed and len(running) < side_by_side and (stage := self._next()):
+                        if self.begin(stage):
+                            job = Job(stage, context)
+                            running[job.process.sentinel] = job
+                if not running:
+                    break
+                ended = multiprocessing.connection.wait(running, timeout=QUIET)
+                for job in [running.pop(sentinel) for sentinel in ended]:
+                    took = job.ended()
+                    self.end(job.stage, took is not None)
+                    if took is None:
+                        failed.append(job)
+                        continue
+                    seconds[job.name] = took
+                    done = count - len(self.waiting) - len(running)
+                    print(f"[{done:{len(str(count))}}/{count}] {job.name:32} {took:6.1f} s", flush=True)
+                    if job.name == "notebook-01":
+                        print("First pictures: notebooks/01_energies_in_2d.ipynb", flush=True)
+                if not ended:
+                    print("\n".join(f"  at work: {job}" for job in running.values()), flush=True)
+        finally:
+            for job in running.values():                            # an interruption: each continues from its checkpoint
+                job.process.terminate()
+                job.ended()
+                self.end(job.stage, False)
+            self.write()
+        if failed:
+            raise Failed("\n".join(f"stage {job.name} failed; all of its output is in {job.log.relative_to(ROOT).as_posix()}, "
+                                   f"which ends:\n{job.tail()}" for job in failed))
+        return seconds
+
+    def _next(self):
+        """The first stage that waits for no other, which it leaves to the caller; None where all wait."""
+        stage = next((s for s, needs in self.waiting.items() if not needs), None)
+        if stage:
+            del self.waiting[stage]
+        return stage
+
+
+class Job:
+    """A stage's command at work."""
+
+    def __init__(self, stage, context):
+        self.stage, self.name, self.began = stage, stage.addressing, time.monotonic()
+        self.log = LOGS / f"{self.name.replace('@', '-')}.log"
+        self.process = context.Process(target=execute, args=(stage.cmd, self.log), name=self.name)
+        self.process.start()
+
+    def ended(self) -> float | None:
+        """Its seconds, once it has ended; None where that was with an error."""
+        self.process.join()
+        return None if self.process.exitcode else time.monotonic() - self.began
+
+    def tail(self, lines: int = 20) -> str:
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(line.rstrip() for line in text.splitlines()[-lines:])     # a progress bar's states count as lines
+
+    def __str__(self):
+        return f"{self.name}, {time.monotonic() - self.began:.0f} s; {self.tail(1)[:80]}"
+
+
+def without_git() -> None:
+    """An archive of the project has no .git: tell DVC, for `dvc` commands too, in a file that git would ignore."""
+    local = ROOT / ".dvc" / "config.local"
+    if any((folder / ".git").exists() for folder in (ROOT, *ROOT.parents)):
+        return
+    text = local.read_text(encoding="utf-8") if local.exists() else ""
+    if "no_scm" not in text:
+        local.write_text(text + "[core]\n    no_scm = true\n", encoding="utf-8", newline="\n")
+
+
+def summary(seconds: dict[str, float]) -> str:
+    """A line per kind of stage: how many, their seconds, the longest."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, took in seconds.items():
+        kinds.setdefault("notebook" if name.startswith("notebook") else name.split("@")[0], {})[name] = took
+    lines = []
+    for kind, those in kinds.items():
+        longest = max(those, key=those.get)
+        lines.append(f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all, longest {those[longest]:5.0f} s ({longest})")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bring the pipeline of dvc.yaml up to date, stages side by side.")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need; none: all")
+    parser.add_argument("--jobs", help="stages side by side; default: $JOBS, else one per core that may be used")
+    args = parser.parse_args()
+    os.chdir(ROOT)                                                  # DVC names stages by the working folder
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")              # stages side by side, one core each
+    os.environ["DVC_NO_ANALYTICS"] = "1"
+    from dvc.exceptions import DvcException
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)       # a scheduler's end is tidied up like Ctrl-C
+    began = time.monotonic()
+    try:
+        side_by_side = jobs(args.jobs)
+        without_git()
+        seconds = Pipeline(args.stages).run(side_by_side)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: what was finished stays, and the same command continues")
+    except (Failed, ValueError, OSError, DvcException) as e:
+        sys.exit(f"error: {e}")
+    if not seconds:
+        print("Nothing changed: results are up to date.")
+        return
+    print(f"{summary(seconds)}\n{len(seconds)} stages in {time.monotonic() - began:.0f} s, {side_by_side} side by side")
+
+
+if __name__ == "__main__":
+    main()
