@@ -13,10 +13,14 @@ seed, so that nobody can suspect it of having been made by hand.
 import argparse
 import gzip
 import io
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lib import files  # noqa: E402
 
 HERE = Path(__file__).resolve().parent / "embedded"
 
@@ -36,18 +40,22 @@ def choose(labels: np.ndarray, per_class: int, rng: np.random.Generator) -> np.n
 
 def save(path: Path, **arrays: np.ndarray) -> None:
     """An npz whose bytes depend on the arrays alone (numpy's own writer stamps the time)."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             out.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 9)
+    files.write_bytes(path, whole.getvalue())
 
 
+@files.command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--mnist", type=Path)
     args = parser.parse_args()
+    files.writable(HERE)
     rng = np.random.default_rng(0)
 
     x, y = (read_idx(args.fashion / f"train-{k}-ubyte.gz") for k in ("images-idx3", "labels-idx1"))

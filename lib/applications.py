@@ -7,19 +7,18 @@ AT-EBM Sec. 5.2), written to results/<profile>/applications/<run>.json. Sizes: `
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib import ROOT, attacks, data, evaluate, metrics, outliers, params, purification, train, uncertainty
+from lib import ROOT, attacks, data, distributed, evaluate, files, metrics, outliers, params, purification, train, uncertainty
 from lib import worst_case as attack_on
 from lib.energy import Energy
 
 BINS = 40       # of the histograms of log p(x)
 MEASURES = ("robustness", "ood", "purified", "worst_case")
+LABELLED = ("robustness", "purified")           # those that need classes
 
 
 def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -117,11 +116,15 @@ def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Ten
 
 
 def apply(name: str, what: list[str], profile: str | None = None, device: str | None = None) -> dict:
-    """The measurements named in `what` (of MEASURES), for the first seed of a run."""
+    """The measurements named in `what` (of MEASURES), for the first seed of a run. Raises: ConfigError for an unknown one,
+    and for one that needs classes where the run has none; DataError."""
     if unknown := set(what) - set(MEASURES):
         raise params.ConfigError(f"measure {sorted(unknown)}: expected some of {', '.join(MEASURES)}")
     run = params.run(name, profile)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if run.network.logits == 1 and (labelled := [w for w in what if w in LABELLED]):
+        raise params.ConfigError(f"measure {labelled} of {name}: it has one logit and no classes; expected some of "
+                                 f"{', '.join(w for w in MEASURES if w not in LABELLED)}")
+    device = distributed.device(device)
     if run.threads:
         torch.set_num_threads(run.threads)
     sizes, split = params.scale(run.profile)["applications"], data.load(run.profile, run.data)
@@ -135,20 +138,17 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
     return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Robustness and out-of-distribution detection of a trained run.")
     parser.add_argument("run")
     parser.add_argument("what", nargs="+", help=f"some of {', '.join(MEASURES)}")
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
-    try:
-        profile = params.profile(args.profile)
-        result = apply(args.run, args.what, profile)
-    except (params.ConfigError, data.DataError) as e:
-        sys.exit(f"error: {e}")
+    profile = params.profile(args.profile)
     path = ROOT / "results" / profile / "applications" / f"{args.run}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    files.writable(path.parent)
+    files.write_json(path, apply(args.run, args.what, profile))
     print(path.relative_to(ROOT))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import math
 import os
 import platform
@@ -20,12 +19,13 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import ROOT, data, energy, inits, networks, outliers, params, plain, train
+from lib import ROOT, data, distributed, energy, files, inits, networks, outliers, params, plain, train
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
@@ -257,8 +257,8 @@ def processes(device, steps: int = 4) -> dict[str, float]:
         if n > have:
             continue
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", "--standalone", "-m",
-                               "lib.bench", "--worker", str(steps)], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+                               "lib.bench", "--worker", str(steps)], cwd=ROOT, capture_output=True,
+                              encoding="utf-8", errors="replace", env={**os.environ, "OMP_NUM_THREADS": "1"})
         if found := re.search(r"images per second: ([\d.]+)", done.stdout):
             out[str(n)] = float(found[1])
         else:
@@ -268,7 +268,6 @@ def processes(device, steps: int = 4) -> dict[str, float]:
 
 def worker(steps: int) -> None:
     """One of torchrun's processes."""
-    from lib import distributed
     with distributed.joined() as place:
         device, n = torch.device(place or "cpu"), distributed.world()
         t = trainer(configuration(MAIN, device.type, batch=64 * n), images(), device)
@@ -286,7 +285,7 @@ def kept_memory_gain() -> float | None:
             "print(min(bench.seconds(lambda: energy.gradient(t.energy, x), d) for _ in range(8)))")
     times = []
     for keep in ("0", "1"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace",
                               env={**os.environ, "EBM_KEEP_MEMORY": keep})
         if done.returncode:
             return None
@@ -299,7 +298,8 @@ def machine(device) -> dict:
     if device.type == "cuda":
         name, cores = torch.cuda.get_device_name(device), torch.cuda.device_count()
     else:
-        info = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
+        info = Path("/proc/cpuinfo")
+        info = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
         found = re.search(r"model name\s*: (.+)", info)
         name, cores = (found[1] if found else platform.processor() or platform.machine()), os.cpu_count()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores}".lower()).strip("-")
@@ -355,28 +355,36 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def _rounds(text: str) -> int:
+    """Quartiles need two rounds."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text} rounds; expected at least 2")
+    return int(text)
+
+
+@files.command(params.ConfigError, RuntimeError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the speed of training updates on this machine.")
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=_rounds, default=ROUNDS, help="of each comparison, at least 2")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no part is begun after so many")
+    parser.add_argument("--minutes", type=train.amount, default=8.5, help="no part is begun after so many")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = distributed.device(args.device)
     torch.set_deterministic_debug_mode("warn")                  # as lib.train trains
     torch.utils.deterministic.fill_uninitialized_memory = False
     folder = ROOT / "results" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    files.writable(folder)
     for found in measure(device, args.runs, args.rounds, args.minutes):        # an end by force loses the last part alone
         path = folder / f"{found['machine']['slug']}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        files.write_json(path, found)
     from lib import plots
     plots.style()
     if {"parts", "scaling"} <= set(found):
-        plots.benchmark(found).savefig(path.with_suffix(".png"), bbox_inches="tight", pil_kwargs={"optimize": True})
+        files.write_figure(path.with_suffix(".png"), plots.benchmark(found))
     if "cuda" in found:
         print("".join(f"{k} {v:.3g}   " for k, v in found["cuda"].items()))
     print("".join(f"{k} {v:.3f} s   " for k, v in found.get("ways", {}).items()))

@@ -11,15 +11,13 @@ what this code produces.
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
-import shutil
-import sys
 from pathlib import Path
 
 import torch
 
-from lib import ROOT, data, papers, params
+from lib import ROOT, data, files, papers, params
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -37,7 +35,7 @@ class Book:
         plots.style()
         self.name, self.profile = name, params.profile(profile)
         self.folder = ROOT / "results" / self.profile / name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.writable(self.folder)
         self.live = params.scale(self.profile)["live"]          # sizes of what is computed in the notebook itself
         self.device = "cuda" if torch.cuda.is_available() else "cpu"       # of what a notebook computes at length
         if threads := params.scale(self.profile)["common"].get("threads"):
@@ -63,15 +61,23 @@ class Book:
         return self._measured("applications", run, "apply")
 
     def _measured(self, folder: str, run: str, stage: str) -> dict:
-        path = ROOT / "results" / self.profile / folder / f"{run}.json"
-        if not path.exists():
-            raise data.DataError(f"{path} is missing: run `dvc repro {stage}@{run}`")
-        return json.loads(path.read_text())
+        return files.read_json(ROOT / "results" / self.profile / folder / f"{run}.json", f"run `dvc repro {stage}@{run}`")
 
     def curve(self, run: str, seed: int | None = None):
-        """The training curve as a pandas DataFrame (columns: lib.train.COLUMNS)."""
+        """The training curve as a pandas DataFrame (columns: lib.train.COLUMNS); without rows where the run diverged at
+        once."""
         import pandas as pd
-        return pd.read_csv(self.run(run, seed).folder / "curve.csv")
+
+        from lib.train import COLUMNS
+        path, remedy = self.run(run, seed).folder / "curve.csv", f"run `dvc repro train@{run}`"
+        text = files.read_text(path, remedy)
+        try:
+            frame = pd.read_csv(io.StringIO(text))
+        except ValueError as e:                             # pandas' errors are of this kind
+            raise data.DataError(f"{path} is damaged ({type(e).__name__}): {remedy}") from None
+        if lacking := [c for c in COLUMNS if c not in frame]:
+            raise data.DataError(f"{path} has no column {', '.join(lacking)}: it is of another version; {remedy}")
+        return frame
 
     # ------------------------------------------------------------------------------------- what the notebook shows
     def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
@@ -81,7 +87,7 @@ class Book:
         in every profile but `paper`."""
         import matplotlib.pyplot as plt
         path = self.folder / f"{id}.png"
-        fig.savefig(path, bbox_inches="tight", pil_kwargs={"optimize": True})
+        files.write_figure(path, fig)
         self._record(id, [path], runs, dataset, stand_in)
         plt.close(fig)                                      # else the inline backend shows it a second time
         return fig
@@ -89,31 +95,31 @@ class Book:
     def table(self, id: str, frame, runs=(), dataset: str = "", stand_in: str = "", digits: int = 2):
         """Save a table as CSV (full precision) and Markdown under its id; returns the rounded frame to display."""
         path = self.folder / f"{id}.csv"
-        frame.to_csv(path, index=False, lineterminator="\n")
+        files.write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         shown = frame.map(lambda v: round(v, digits) if isinstance(v, float) else v).astype(object)
         shown = shown.where(shown.notna(), "–")
         header = [str(c) for c in shown.columns]
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)]
-        (self.folder / f"{id}.md").write_text("\n".join(lines) + "\n")
+        files.write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
         self._record(id, [path, path.with_suffix(".md")], runs, dataset, stand_in)
         return (shown.style.set_uuid(id).hide(axis="index").format(lambda v: f"{v:g}" if isinstance(v, float) else v)
                 .set_properties(**{"text-align": "left"}).set_table_attributes('style="font-size: 85%"'))
 
-    def _record(self, id: str, files, runs, dataset: str, stand_in: str) -> None:
+    def _record(self, id: str, paths, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:
             raise KeyError(f"{id!r} is no artefact of the papers; see lib.papers.ARTEFACTS")
         from lib import train
         about = papers.ARTEFACTS[id]
         seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})
         entry = {"paper": about.paper, "title": about.title, "kind": about.kind, "notebook": self.name,
-                 "files": [str(Path(f).relative_to(ROOT)) for f in files], "runs": list(runs),
+                 "files": [Path(f).relative_to(ROOT).as_posix() for f in paths], "runs": list(runs),
                  "dataset": dataset or self._datasets(runs) or "none: computed in the notebook",
                  "seeds": seeds, "commit": train.commit()}
         if stand_in and self.profile != "paper":
             entry["stand_in"] = stand_in
         self.recorded[id] = entry
-        (self.folder / "recorded.json").write_text(json.dumps(self.recorded, indent=1) + "\n")
+        files.write_json(self.folder / "recorded.json", self.recorded)
 
     def _datasets(self, runs) -> str:
         """Titles of the data sets that runs were trained on, each once."""
@@ -140,7 +146,8 @@ def inception_columns(section: dict, protocol: str = "") -> dict[str, float]:
 def run_notebook(name: str, profile: str | None = None) -> Path:
     """Execute notebooks/<name>.ipynb with papermill into results/<profile>/<name>/ and, for quick, back in place.
 
-    Raises: papermill's PapermillExecutionError where a cell fails (the notebook in results/ shows it).
+    Raises: papermill's PapermillExecutionError where a cell fails (the notebook in results/ shows it); DataError for a
+    damaged notebook, OSError where the results cannot be written.
     """
     import nbformat
     import papermill
@@ -149,17 +156,17 @@ def run_notebook(name: str, profile: str | None = None) -> Path:
     if not source.exists():
         have = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
         raise FileNotFoundError(f"no notebook {name!r}; notebooks/ has {have}")
+    files.read_json(source, f"restore it with git checkout {source.name}", ("cells",))
     out = ROOT / "results" / profile / name / f"{name}.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.writable(out.parent, *[NOTEBOOKS] * (profile == "quick"))
     # the kernel imports this checkout's lib, whichever one an environment has installed
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     papermill.execute_notebook(str(source), str(out), {"profile": profile}, kernel_name="python3", cwd=str(NOTEBOOKS),
                                progress_bar=False, log_output=False)
     nb = nbformat.read(out, as_version=4)
     _tidy(nb)
-    nbformat.write(nb, out)
-    if profile == "quick":
-        shutil.copyfile(out, source)
+    for path in (out, source) if profile == "quick" else (out,):
+        files.write_text(path, nbformat.writes(nb).rstrip("\n") + "\n")
     return out
 
 
@@ -182,9 +189,10 @@ def register(profile: str | None = None) -> dict:
     is not there."""
     profile = params.profile(profile)
     folder = ROOT / "results" / profile
+    files.writable(folder)
     found = {}
     for path in sorted(folder.glob("*/recorded.json")):
-        found |= json.loads(path.read_text())
+        found |= files.read_json(path, f"run its notebook again: python -m lib.book run {path.parent.name} --profile {profile}")
     notebooks = {p.stem[:2]: p.stem for p in NOTEBOOKS.glob("*.ipynb")}
     merged = {}
     for id, about in papers.ARTEFACTS.items():
@@ -192,7 +200,7 @@ def register(profile: str | None = None) -> dict:
                   + ("there without it" if about.notebook in notebooks else "still to be written"))
         merged[id] = found.get(id) or {"paper": about.paper, "title": about.title, "kind": about.kind,
                                        "notebook": about.notebook, "missing": reason}
-    (folder / "artefacts.json").write_text(json.dumps(merged, indent=1) + "\n")
+    files.write_json(folder / "artefacts.json", merged)
     return merged
 
 
@@ -237,6 +245,7 @@ def _ids(ids: list[str]) -> str:
     return ", ".join(out)
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run notebooks and keep the register.")
     sub = parser.add_subparsers(dest="what", required=True)
@@ -246,16 +255,13 @@ def main() -> None:
     for p in (one, sub.add_parser("register")):
         p.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
-    try:
-        if args.what == "run":
-            print(run_notebook(args.name, args.profile).relative_to(ROOT))
-        elif args.what == "coverage":
-            print(coverage())
-        else:
-            merged = register(args.profile)
-            print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")
-    except (params.ConfigError, data.DataError, FileNotFoundError) as e:
-        sys.exit(f"error: {e}")
+    if args.what == "run":
+        print(run_notebook(args.name, args.profile).relative_to(ROOT))
+    elif args.what == "coverage":
+        print(coverage())
+    else:
+        merged = register(args.profile)
+        print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ main methods are those that notebook 14 compares. The same results give the same
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from lib import ROOT, data, papers, params
+from lib import ROOT, data, files, papers, params
 
 SAMPLES = ("jempp-fig3", "sada-fig2", "at-fig6")        # the figures that show samples at random
 RADIUS = 8                                              # of the L_inf attack, 255ths: the papers' usual one
@@ -35,7 +33,7 @@ PROTOCOLS = {   # of lib.evaluate: which images its distances are of
 @cache
 def stages() -> dict:
     """The pipeline, as dvc.yaml describes it."""
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return yaml.safe_load(files.read_text(ROOT / "dvc.yaml", "git checkout dvc.yaml"))["stages"]
 
 
 def main_runs() -> list[str]:
@@ -47,12 +45,13 @@ def main_runs() -> list[str]:
 def card(name: str, profile: str) -> str | None:
     """The card of a run, Markdown; None where the profile has no data for it.
     Raises: DataError where it is not trained or not measured."""
-    measured = _read(f"results/{profile}/metrics/{name}.json", f"dvc repro evaluate@{name}")
+    measured = files.read_json(ROOT / "results" / profile / "metrics" / f"{name}.json", f"run `dvc repro evaluate@{name}`")
     if "skipped" in measured:
         return None
-    about = _read(f"artifacts/{profile}/{name}/seed{measured['seeds'][0]['seed']}/provenance.json", f"dvc repro train@{name}")
+    folder = ROOT / "artifacts" / profile / name / f"seed{measured['seeds'][0]['seed']}"
+    about = files.read_json(folder / "provenance.json", f"run `dvc repro train@{name}`")
     applied = ROOT / "results" / profile / "applications" / f"{name}.json"
-    extra = json.loads(applied.read_text()) if applied.exists() else {}
+    extra = files.read_json(applied, f"run `dvc repro apply@{name}`") if applied.exists() else {}
     paper = papers.PAPERS.get(name.split("-")[0], "A baseline of the papers, not a method of theirs.")
     parts = [f"# {measured['title']}", f"Run `{name}` at profile `{profile}`. {paper}",
              "## Data", f"{measured['data']}, {_pixels(about)}. Where they come from, and their licences: `data/README.md`.",
@@ -60,12 +59,6 @@ def card(name: str, profile: str) -> str | None:
              "## Samples", _samples(name, profile, about), "## Limits", _limits(about, measured, extra),
              "## How to load it", _load(name, profile, about)]
     return "\n\n".join(parts) + "\n"
-
-
-def _read(path: str, remedy: str) -> dict:
-    if not (ROOT / path).exists():
-        raise data.DataError(f"{ROOT / path} is missing: run `{remedy}`")
-    return json.loads((ROOT / path).read_text())
 
 
 def _pixels(about: dict) -> str:
@@ -152,7 +145,8 @@ def _samples(name: str, profile: str, about: dict) -> str:
     if not about["config"]["step"]:
         return "None: a classifier has no chain."
     register = ROOT / "results" / profile / "artefacts.json"
-    known = json.loads(register.read_text()) if register.exists() else {}
+    remedy = f"python -m lib.book register --profile {profile}"
+    known = files.read_json(register, f"run {remedy}") if register.exists() else {}
     for id in SAMPLES:
         if (entry := known.get(id, {})).get("files") and name in entry["runs"]:
             png = next(f for f in entry["files"] if f.endswith(".png"))
@@ -201,26 +195,29 @@ def _load(name: str, profile: str, about: dict) -> str:
 
 
 def write(profile: str, names: list[str]) -> list[Path]:
-    """Write the cards of runs; returns their files. Raises: DataError."""
+    """Write the cards of runs; returns their files. Raises: DataError, OSError."""
     folder, written = ROOT / "results" / profile / "models", []
-    folder.mkdir(parents=True, exist_ok=True)
+    files.writable(folder)
     for name in names:
-        if text := card(name, profile):
+        try:
+            text = card(name, profile)
+        except KeyError as e:
+            raise data.DataError(f"what was measured of {name} ({profile}) has no {e}: it is of another version; run "
+                                 f"`dvc repro evaluate@{name}`, and apply@{name} where there is one") from e
+        if text:
             written.append(folder / f"{name}.md")
-            written[-1].write_text(text)
+            files.write_text(written[-1], text)
     return written
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the model cards of the main methods.")
     parser.add_argument("runs", nargs="*", help="default: the runs that notebook 14 compares")
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
-    try:
-        for path in write(params.profile(args.profile), args.runs or main_runs()):
-            print(path.relative_to(ROOT))
-    except (params.ConfigError, data.DataError) as e:
-        sys.exit(f"error: {e}")
+    for path in write(params.profile(args.profile), args.runs or main_runs()):
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

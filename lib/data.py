@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import ROOT, inits, outliers, params
+from lib import ROOT, files, inits, outliers, params
+from lib.files import DataError
 
 CLASSES = {
     "fashion_mnist": ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"),
@@ -34,10 +35,6 @@ CLASSES = {
 TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "svhn": "SVHN", "cifar10": "CIFAR-10",
           "cifar100": "CIFAR-100", "imagenet32": "ImageNet-32", "celeba": "CelebA", "celeba_hq": "CelebA-HQ",
           "afhq_cat": "AFHQ-CAT", "lsun_church": "LSUN Church", "imagenet": "ImageNet"}
-
-
-class DataError(RuntimeError):
-    """A data file that is missing or not what it should be: names it, and what to do."""
 
 
 @dataclass
@@ -67,6 +64,11 @@ class Split:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.x_train.shape[1:])
+
+    @property
+    def parts(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(images, labels) of each."""
+        return (self.x_train, self.y_train), (self.x_hold, self.y_hold), (self.x_test, self.y_test)
 
 
 def to_range(x: Tensor, low: float = -1.0) -> Tensor:
@@ -193,17 +195,28 @@ def path_of(profile: str, role: str) -> Path:
 
 def save(split: Split, path: Path) -> None:
     state = {k: v for k, v in vars(split).items() if k != "gaussians"}
-    torch.save({**state, "gaussians": split.gaussians and split.gaussians.state_dict()}, path)
+    with files.whole(path) as part:
+        torch.save({**state, "gaussians": split.gaussians and split.gaussians.state_dict()}, part)
 
 
 def load(profile: str, role: str = "primary") -> Split:
-    """The prepared data of a profile. Raises: DataError where the data stage has not run."""
-    path = path_of(profile, role)
-    if not path.exists():
-        raise DataError(f"{path} is missing: run `dvc repro data` (or python -m lib.sources --profile {profile})")
-    state = torch.load(path, weights_only=True)
-    fitted = state["gaussians"]
-    return Split(**{**state, "gaussians": fitted and inits.ClassGaussians.from_state(fitted)})
+    """The prepared data of a profile. Raises: DataError where the data stage has not run as params.yaml says today, or its
+    file is damaged."""
+    path, remedy = path_of(profile, role), f"run `dvc repro data` (or python -m lib.sources --profile {profile})"
+    state = files.read_tensors(path, remedy)
+    try:
+        fitted = state["gaussians"]
+        split = Split(**{**state, "gaussians": fitted and inits.ClassGaussians.from_state(fitted)})
+        right = all(x.dtype == torch.uint8 and x.dim() == 4 and len(x) == len(y) for x, y in split.parts)
+    except (KeyError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise DataError(f"{path} holds no prepared data of this version: {remedy}")
+    p = params.data(profile, role)
+    if p and (split.name, split.shape[1], split.only) != (p.name, p.size, p.classes):
+        raise DataError(f"{path} holds {split.title}; params.yaml has {p.name} at {p.size} pixels"
+                        + f", classes {list(p.classes)}" * bool(p.classes) + f": {remedy}")
+    return split
 
 
 # ------------------------------------------------------------------------------ p0: where AT-EBM's chains start

@@ -32,16 +32,18 @@ def joined(device: str | None = None):
     """The group of processes that torchrun describes in the environment; yields this process's device (gloo and the
     CPU, or NCCL and the GPU of its own number). Without torchrun: the device, None for the default one.
 
-    Raises: ConfigError where there are fewer GPUs than processes.
+    Raises: ConfigError where there are fewer GPUs than processes, or the environment is not torchrun's.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _number("WORLD_SIZE", "1") == 1:
         yield device
         return
-    cuda, local = torch.cuda.is_available() if device is None else device.startswith("cuda"), int(os.environ["LOCAL_RANK"])
+    cuda, local = torch.cuda.is_available() if device is None else device.startswith("cuda"), _number("LOCAL_RANK")
     place = f"cuda:{local}" if cuda else device or "cpu"
     if cuda and local >= torch.cuda.device_count():
         raise params.ConfigError(f"process {local} has no GPU: there are {torch.cuda.device_count()}; expected at most as many "
                                  "processes (torchrun --nproc-per-node), or --device cpu")
+    for variable in ("RANK", "MASTER_PORT"):
+        _number(variable)
     if cuda:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if cuda else "gloo")
@@ -49,6 +51,26 @@ def joined(device: str | None = None):
         yield place
     finally:
         dist.destroy_process_group()
+
+
+def _number(variable: str, otherwise: str | None = None) -> int:
+    value = os.environ.get(variable, otherwise)
+    if value is None or not value.isdecimal():
+        raise params.ConfigError(f"the environment's {variable} is {value!r}: expected a number, as torchrun sets it; start "
+                                 "with torchrun, or unset WORLD_SIZE")
+    return int(value)
+
+
+def device(wanted: str | torch.device | None) -> torch.device:
+    """A device that works here; None: cuda where there is one. Raises: ConfigError, which says what there is."""
+    try:
+        found = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as e:       # torch raises each of them
+        have, cause = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))], " ".join(str(e).split())[:60]
+        raise params.ConfigError(f"device {str(wanted)!r} does not work ({cause} ...): torch {torch.__version__} has "
+                                 f"{', '.join(have)} here; name one of these, or none") from None
+    return found
 
 
 def share(n: int, what: str) -> int:

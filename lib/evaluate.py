@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import io
 import json
-import os
 import sys
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib import ROOT, data, inception, metrics, networks, params, samplers, train, uncertainty
+from lib import ROOT, checkpoint, data, distributed, files, inception, metrics, networks, params, samplers, train, uncertainty
 from lib.energy import Energy, log_p_y
 
 SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
@@ -26,6 +28,7 @@ BATCH = 250         # images moved at once
 RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
 FRESH = 1000        # chains without the buffer: as many as the most confident share of 10,000
 SOME = 5000         # of Inception's features of the data, kept for KID
+KEPT = ("verdict", "iterations", "planned", "epochs", "divergences", "seconds", "seconds_per_epoch")   # of training's numbers
 
 
 @dataclass
@@ -129,21 +132,43 @@ class Trained:
 
 def load_run(name: str, profile: str | None = None, seed: int | None = None, device="cpu") -> Trained:
     """A trained run by name; its methods sample, classify and score (Trained). seed: None: the run's first.
-    Raises: data.DataError where it has not been trained."""
+    Raises: data.DataError where it has not been trained, where a file of it is missing, damaged, or another run's."""
     run = params.run(name, profile)
     seed = run.seeds[0] if seed is None else seed
     folder = ROOT / "artifacts" / run.profile / run.name / f"seed{seed}"
+    remedy = f"train it with python -m lib.train {name} --profile {run.profile}, or run dvc repro"
     if not (folder / "weights.pt").exists():
-        raise data.DataError(f"{folder} has no weights: train it with python -m lib.train {name} --profile "
-                             f"{run.profile}, or run dvc repro")
-    split = data.load(run.profile, run.data)
+        raise data.DataError(f"{folder} has no weights: {remedy}")
+    about = files.read_json(folder / "provenance.json", remedy, ("run", "profile", "seed", "precision"))
+    if (its := (about["run"], about["profile"], about["seed"])) != (run.name, run.profile, seed):
+        raise data.DataError(f"{folder} holds {its[0]}, profile {its[1]}, seed {its[2]}; expected {run.name}, {run.profile}, "
+                             f"{seed}: {remedy}")
+    numbers, split = files.read_json(folder / "metrics.json", remedy, KEPT), data.load(run.profile, run.data)
     model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
                            size=split.shape[1])
-    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    buffer = folder / "buffer.pt"
-    return Trained(run, seed, model.to(device).eval(), torch.load(buffer, weights_only=True) if buffer.exists() else None,
-                   json.loads((folder / "metrics.json").read_text()),
-                   json.loads((folder / "provenance.json").read_text()), folder, split.shape)
+    _load_weights(model, folder, remedy)
+    chains = run.start is not None and run.start.kind != "images"
+    return Trained(run, seed, model.to(distributed.device(device)).eval(), _buffer(folder, split.shape, remedy) if chains else
+                   None, numbers, about, folder, split.shape)
+
+
+def _load_weights(model: torch.nn.Module, folder: Path, remedy: str) -> None:
+    path = folder / "weights.pt"
+    checkpoint.load_weights(model, files.read_tensors(path, remedy), path, remedy)
+
+
+def _buffer(folder: Path, shape: tuple[int, ...], remedy: str) -> torch.Tensor:
+    """The replay buffer, uint8 (|B|, *shape). Raises: DataError where it is missing, damaged or of another kind."""
+    x = files.read_tensors(folder / "buffer.pt", remedy)
+    if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != tuple(shape) or not len(x):
+        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise data.DataError(f"{folder / 'buffer.pt'} holds {what}; expected torch.uint8 (n, {', '.join(map(str, shape))}): "
+                             f"{remedy}")
+    return x
+
+
+def _retrain(trained: Trained) -> str:
+    return f"train it anew with python -m lib.train {trained.run.name} --profile {trained.run.profile}"
 
 
 @dataclass
@@ -212,17 +237,19 @@ def moments_of_data(extractor: Trained | inception.Inception, split: data.Split,
         content.update(part.contiguous().numpy())
     path = ROOT / "scratch" / f"moments-{content.hexdigest()[:16]}.npz"
     if path.exists():
-        with np.load(path) as f:
-            return metrics.Moments(**f)
+        try:
+            with np.load(path) as f:
+                return metrics.Moments(**f)
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            print(f"{path} is damaged ({type(e).__name__}): computed anew", file=sys.stderr)
     x = torch.cat([split.x_train, split.x_test])
     features = metrics.features_of(extractor.model, x, device)[0] if ours else extractor(x)[0]
     mean, covariance = metrics.moments(features)
     found = metrics.Moments(mean, covariance, None if ours else features[torch.randperm(
         len(features), generator=torch.Generator().manual_seed(0))[:SOME].numpy()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{os.getpid()}-{path.name}")       # another stage may be at the same work
-    np.savez(unfinished, **{k: v for k, v in found._asdict().items() if v is not None})
-    os.replace(unfinished, path)
+    content = io.BytesIO()
+    np.savez(content, **{k: v for k, v in found._asdict().items() if v is not None})
+    files.write_bytes(path, content.getvalue())
     return found
 
 
@@ -239,7 +266,7 @@ def generated(trained: Trained, judge: Judge) -> dict:
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"], model = [], copy.deepcopy(trained.model)
         for f in folders:
-            model.load_state_dict(torch.load(f / "weights.pt", weights_only=True))
+            _load_weights(model, f, _retrain(trained))
             few = replace(trained, model=model).perturb(sources[:500], how.steps, how.alpha)
             out["snapshots"].append({"iteration": int(f.name), **judge(few, along=True)})
     return out
@@ -257,11 +284,11 @@ def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
 def along(trained: Trained, folder: Path, judge: Judge, split: data.Split) -> dict:
     """Accuracy and sample quality of a snapshot taken during training (JEM++ Figure 6)."""
     model = copy.deepcopy(trained.model)
-    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    _load_weights(model, folder, _retrain(trained))
     logits = metrics.logits_of(model, split.x_test, trained.run.augment.noise, device=judge.device)
     found = {"iteration": int(folder.name), "accuracy": metrics.accuracy(logits, split.y_test)}
-    if (folder / "buffer.pt").exists():
-        found |= judge(torch.load(folder / "buffer.pt", weights_only=True), along=True)
+    if trained.buffer is not None:
+        found |= judge(_buffer(folder, split.shape, _retrain(trained)), along=True)
     return found
 
 
@@ -270,8 +297,8 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
     run = params.run(name, profile)
     skipped = ROOT / "artifacts" / run.profile / name / "skipped.json"
     if skipped.exists():
-        return json.loads(skipped.read_text())
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return files.read_json(skipped, f"run python -m lib.train {name} --profile {run.profile}", ("skipped",))
+    device = distributed.device(device)
     if run.threads:
         torch.set_num_threads(run.threads)
     split = data.load(run.profile, run.data)
@@ -280,9 +307,7 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
     seeds = []
     for seed in run.seeds:
         trained = load_run(name, run.profile, seed, device)
-        seeds.append({"seed": seed, **{k: trained.metrics[k] for k in ("verdict", "iterations", "planned", "epochs",
-                                                                      "divergences", "seconds", "seconds_per_epoch")},
-                      **measure(trained, judge, split, device)})
+        seeds.append({"seed": seed, **{k: trained.metrics[k] for k in KEPT}, **measure(trained, judge, split, device)})
     weights = (reference.folder / "weights.pt").read_bytes()
     out = {"run": name, "title": run.title, "data": split.title, "seeds": seeds, "mean": _over(seeds, np.mean),
            "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
@@ -300,19 +325,17 @@ def _over(dicts: list[dict], how) -> dict:
     return out
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a trained run.")
     parser.add_argument("run")
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
-    try:
-        profile = params.profile(args.profile)
-        result = evaluate(args.run, profile)
-    except (params.ConfigError, data.DataError) as e:
-        sys.exit(f"error: {e}")
+    profile = params.profile(args.profile)
     path = ROOT / "results" / profile / "metrics" / f"{args.run}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    files.writable(path.parent, ROOT / "scratch")
+    result = evaluate(args.run, profile)
+    files.write_json(path, result)
     print(json.dumps(result.get("mean", result), indent=1))
 
 

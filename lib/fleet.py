@@ -10,18 +10,19 @@ to the same bits. Exit status 75 (as lib.train) where something is left to train
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from lib import ROOT, cards, data, packing, params, sources, train
+from lib import ROOT, cards, data, files, packing, params, sources, train
 
 MEASURING = 0.15        # of the time, kept for measuring what was trained
 TEXT = ("metrics.json", "curve.csv", "provenance.json")
@@ -57,16 +58,35 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Trained as params.yaml says today, and the weights are here, or were not needed any more when it was packed."""
-        about, now = self.folder / "provenance.json", self.run.model_dump(mode="json")
-        if not about.exists() or _but_seeds(json.loads(about.read_text())["config"]) != _but_seeds(now):
+        """Trained as params.yaml says today, and the weights are here, or were not needed any more when it was packed.
+        With a damaged file it is not: a line says so."""
+        about, weights, now = self.folder / "provenance.json", self.folder / "weights.pt", self.run.model_dump(mode="json")
+        if not about.exists():
             return False
-        return (self.folder / "weights.pt").exists() or _newer(result("metrics", self.run.profile, self.run.name), [about])
+        try:
+            config = files.read_json(about, f"{self} counts as unfinished", ("config",))["config"]
+        except data.DataError as e:
+            _say(str(e))
+            return False
+        if _but_seeds(config) != _but_seeds(now):
+            return False
+        if not weights.exists():
+            return _newer(result("metrics", self.run.profile, self.run.name), [about])
+        if not zipfile.is_zipfile(weights):                     # its end is there, where an archive has its list
+            _say(f"{weights} is damaged (torn): {self} counts as unfinished")
+            return False
+        return True
 
 
-def _but_seeds(config: dict) -> dict:
+def _but_seeds(config) -> dict:
     """What decides the result of one seed: which others there are does not."""
-    return {k: v for k, v in config.items() if k != "seeds"}
+    return {k: v for k, v in config.items() if k != "seeds"} if isinstance(config, dict) else {}
+
+
+@cache
+def _say(line: str) -> None:
+    """Once: jobs are looked at again and again."""
+    print(line, file=sys.stderr)
 
 
 def result(kind: str, profile: str, name: str) -> Path:
@@ -99,14 +119,28 @@ def seeds_of(run: params.Run) -> list[Job]:
 
 
 def prepare(profile: str) -> None:
-    """The data that are not yet there, a line each. A set that cannot be had stops the jobs that need it alone."""
-    data.path_of(profile, "").parent.mkdir(parents=True, exist_ok=True)
-    for role in (r for r in params.scale(profile)["data"] if not data.path_of(profile, r).exists()):
+    """The data that are not yet there, or damaged, a line each. A set that cannot be had stops the jobs that need it
+    alone."""
+    for role in params.scale(profile)["data"]:
+        if _prepared(profile, role):
+            continue
         try:
             if line := sources.stage(profile, role):
                 print(line, flush=True)
         except data.DataError as e:
             print(f"{role}: {e}", flush=True)
+
+
+def _prepared(profile: str, role: str) -> bool:
+    """Its data are here, whole, and as params.yaml has them."""
+    if not data.path_of(profile, role).exists():
+        return False
+    try:
+        data.load(profile, role)
+    except data.DataError as e:
+        print(f"prepared anew: {e}", flush=True)
+        return False
+    return True
 
 
 def work(todo: list[Job], deadline: float) -> set[Job]:
@@ -123,7 +157,7 @@ def work(todo: list[Job], deadline: float) -> set[Job]:
             line = f"{m['verdict']}, {m['iterations']} iterations, held-out accuracy {m['holdout_accuracy']}"
         except train.OutOfTime as e:
             line = str(e).removeprefix(f"{job.run.name}: ")
-        except (params.ConfigError, data.DataError, OSError, RuntimeError) as e:
+        except (params.ConfigError, OSError, MemoryError, RuntimeError) as e:
             line = f"failed: {' '.join(str(e).split())}"
             failed.add(job)
         torch.cuda.empty_cache()                                # measuring is another process's work, on the same GPU
@@ -166,7 +200,8 @@ def measure(every: list[Job], deadline: float) -> None:
             break
         began = time.monotonic()
         try:
-            done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=left)
+            done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, encoding="utf-8",
+                                  errors="replace", timeout=left)
             line = "measured" if done.returncode == 0 else f"failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
         except subprocess.TimeoutExpired:
             line = "out of time; nothing written"
@@ -190,16 +225,16 @@ def commit(profile: str, every: list[Job]) -> None:
 def luggage(profile: str, every: list[Job]) -> list[Path]:
     """What a pack takes along, the most important first: numbers and figures, weights and buffers of finished jobs,
     what unfinished ones continue from, prepared data (a checkpoint is bound to theirs), snapshots, executed notebooks."""
-    shown = sorted(f for f in (ROOT / "results" / profile).rglob("*") if f.is_file())
+    shown = sorted(f for f in (ROOT / "results" / profile).rglob("*") if f.is_file() and ".part" not in f.suffix)
     done, begun = [j for j in every if j.finished], [j for j in every if not j.finished and j.checkpoint]
     books = [f for f in shown if f.suffix == ".ipynb"]
-    files = [f for f in shown if f not in books] + [j.folder / t for j in done for t in TEXT]
-    files += [j.folder / f for j in done for f in ("weights.pt", "buffer.pt")]
+    wanted = [f for f in shown if f not in books] + [j.folder / t for j in done for t in TEXT]
+    wanted += [j.folder / f for j in done for f in ("weights.pt", "buffer.pt")]
     for j in begun:
-        files += [j.checkpoint, *_snapshots(j)]
-    files += [data.path_of(profile, role) for role in params.scale(profile)["data"]]
-    files += [f for j in done for f in _snapshots(j)] + books
-    return [f for f in files if f.exists()]
+        wanted += [j.checkpoint, *_snapshots(j)]
+    wanted += [data.path_of(profile, role) for role in params.scale(profile)["data"]]
+    wanted += [f for j in done for f in _snapshots(j)] + books
+    return [f for f in wanted if f.exists()]
 
 
 def _snapshots(job: Job) -> list[Path]:
@@ -236,21 +271,18 @@ def _by_run(every: list[Job]) -> dict[str, list[Job]]:
     return found
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure what is pending, within a number of minutes.")
     parser.add_argument("--profile", choices=params.PROFILES)
-    parser.add_argument("--minutes", type=float, default=0.0, help="for all of it, packing apart; 0: say what is pending")
+    parser.add_argument("--minutes", type=train.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="a pack's folder, or its manifest: continue from it")
     parser.add_argument("--commit", action="store_true", help="tell DVC of what is finished, so that it is not trained again")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="at the end, write what came out as a few files")
     parser.add_argument("--files", type=int, default=8, help="of a pack, at most")
-    parser.add_argument("--megabytes", type=float, default=16, help="of each of them, at most (10^6 bytes)")
-    args = parser.parse_args()
-    try:
-        sys.exit(_main(args))
-    except (params.ConfigError, data.DataError) as e:
-        sys.exit(f"error: {e}")
+    parser.add_argument("--megabytes", type=train.amount, default=16, help="of each of them, at most (10^6 bytes)")
+    sys.exit(_main(parser.parse_args()))
 
 
 def _main(args) -> int:
@@ -258,6 +290,10 @@ def _main(args) -> int:
     end_of_training = began + (1 - MEASURING) * seconds
     profile = params.profile(args.profile)
     every = jobs(profile, args.runs)
+    if args.minutes or args.unpack:
+        files.writable(*(ROOT / folder for folder in FOLDERS))
+    if args.pack:
+        files.writable(args.pack)
     if args.unpack:
         print(restore(args.unpack, profile))
     todo, failed = [j for j in every if not j.finished], set()

@@ -9,33 +9,47 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from lib.data import DataError
+from lib import files
+from lib.files import DataError
 
 END = gzip.compress(bytes(1024), mtime=0)               # a tar ends with two empty blocks
 PARTS = ".tar.gz."
 
 
-def pack(files: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> dict:
-    """Write files, the first ones first, so far as they fit, into folder/: at most `count` files with the manifest
+def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> dict:
+    """Write the files at `paths`, the first ones first, so far as they fit, into folder/: at most `count` files with the manifest
     NAME.json, each of at most `megabytes` (10^6 bytes). A pack of the same name is replaced. Returns the manifest.
 
     Args:
-        files: under `root`.
-    Raises: DataError where there is room for nothing.
+        paths: of the files, under `root`.
+    Raises: DataError where there is room for nothing; OSError where the folder cannot be written to.
     """
-    size, left_out, held = int(1e6 * megabytes), [], {}
+    size = int(1e6 * megabytes)
     room = (count - 1) * size - len(END)
     if room <= 0:
         raise DataError(f"{count} files of {megabytes:g} MB: expected at least 2 (one is the manifest) of more than 0 MB")
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f"{name}.part"
+    files.writable(folder)
+    whole = folder / f"{name}.part{os.getpid()}"
+    try:
+        held, left_out = _gather(paths, root, whole, room)
+        manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
+    finally:
+        whole.unlink(missing_ok=True)
+    files.write_json(folder / f"{name}.json", manifest)
+    return manifest
+
+
+def _gather(paths: Iterable[Path], root: Path, whole: Path, room: int) -> tuple[dict[str, int], list[str]]:
+    """Write one archive of at most `room` bytes; returns what it holds (name -> bytes), and what did not fit."""
+    held, left_out = {}, []
     with open(whole, "wb") as out:
-        for path in files:
+        for path in paths:
             inside, n = path.relative_to(root).as_posix(), path.stat().st_size
             member = _member(path, inside) if n <= room else b""        # weights hardly shrink: no use to try
             if not member or len(member) > room:
@@ -44,10 +58,7 @@ def pack(files: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
             out.write(member)
             held[inside], room = n, room - len(member)
         out.write(END)
-    manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
-    whole.unlink()
-    _write(folder / f"{name}.json", json.dumps(manifest, indent=1).encode() + b"\n")
-    return manifest
+    return held, left_out
 
 
 def _member(path: Path, inside: str) -> bytes:
@@ -63,22 +74,17 @@ def _cut(whole: Path, stem: Path, size: int) -> list[dict]:
     with open(whole, "rb") as f:
         while piece := f.read(size):
             path = stem.with_name(f"{stem.name}{len(parts):02d}")
-            _write(path, piece)
+            files.write_bytes(path, piece)
             parts.append({"name": path.name, "bytes": len(piece), "sha256": hashlib.sha256(piece).hexdigest()})
     for old in set(stem.parent.glob(f"{stem.name}*")) - {stem.with_name(p["name"]) for p in parts}:
         old.unlink()
     return parts
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def unpack(manifest: Path, root: Path, *, inside: tuple[str, ...],
            keep: Callable[[str], bool] = lambda name: False) -> list[str]:
-    """Restore a pack's files under `root`; returns their names. Nothing is written unless all of it is in order.
+    """Restore a pack's files under `root`; returns their names. Nothing is written unless all of it is in order; each file
+    is whole or absent, and what marks a result as whole, its provenance.json, comes last.
 
     Args:
         inside: the folders of `root` that a pack may write to.   keep: of a name, whether the file there stays.
@@ -90,20 +96,19 @@ def unpack(manifest: Path, root: Path, *, inside: tuple[str, ...],
             for e in entries:
                 _check(e, manifest, inside)
             entries = [e for e in entries if not keep(e.name)]
-            for e in entries:
-                (root / e.name).unlink(missing_ok=True)         # it may be a link into DVC's cache
-                tar.extract(e, root, filter="data")
+            for e in sorted(entries, key=lambda e: e.name.endswith("/provenance.json")):
+                with files.whole(root / e.name) as part, open(part, "wb") as f:
+                    shutil.copyfileobj(tar.extractfile(e), f)
+                os.utime(root / e.name, (e.mtime, e.mtime))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{manifest}: its parts are no whole archive ({e}): pack again") from e
-    except OSError as e:
-        raise DataError(f"{manifest} could not be restored ({e}): free the disk, or the place, and unpack again") from e
     return [e.name for e in entries]
 
 
 def _joined(manifest: Path) -> bytes:
     """The parts in one, each held to its checksum."""
     try:
-        parts = [(p["name"], p["sha256"]) for p in json.loads(manifest.read_text())["parts"]]
+        parts = [(p["name"], p["sha256"]) for p in json.loads(manifest.read_text(encoding="utf-8"))["parts"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(f"{manifest} is no manifest of a pack ({type(e).__name__}: {e}): copy it again") from e
     pieces = []

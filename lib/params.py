@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lib import ROOT
+from lib import ROOT, files
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
 INCEPTION = ("clean", "legacy_tensorflow")              # clean-fid's modes, of one network: lib.inception
@@ -294,16 +294,18 @@ class Run(Section):
 
 @lru_cache
 def _read(path: str, mtime: float) -> dict:
-    return yaml.safe_load(Path(path).read_text())
+    return yaml.safe_load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"))
 
 
 def load(path: Path | None = None) -> dict:
-    """The whole of params.yaml. Raises: ConfigError where it is missing or no YAML."""
+    """The whole of params.yaml. Raises: ConfigError where it is missing, not UTF-8 or no YAML."""
     path = Path(path or ROOT / "params.yaml")
     try:
         return _read(str(path), path.stat().st_mtime)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: restore it (git checkout params.yaml)") from None
+    except files.DataError as e:
+        raise ConfigError(str(e)) from None
     except yaml.YAMLError as e:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
 

@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import pickle
 import sys
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import ROOT, inits, params
+from lib import ROOT, files, inits, params
 from lib.data import CLASSES, TITLES, DataError, Split, path_of, save, to_range
 
 EMBEDDED = {   # sha256 of what data/make_embedded.py writes
     "fashion_mnist": "7a295f568e995b16b68f8e43c6935e59e60f72c75b7b627e723d920538619007",
     "mnist": "71cdf39340e8ed1921b19d9b90555ae95e71e5ae8f5145ea1f0a48e69b367209",
 }
+FASHION = {     # sha256 of what the four published files hold
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+MNIST_DIGITS = ((5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),       # how many of each, in training
+                (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009))            # and test images
+MNIST_MEANS = (0.1307, 0.1325)                                                      # of their pixels, in [0, 1]
 GAUSSIAN_PIXELS = 4096      # above, a covariance per class would not fit into memory
 DEBIAN = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}     # package dataset-fashion-mnist
 LAYOUT = {                  # under data/raw, or under the folder that params.yaml names
@@ -39,6 +50,7 @@ EXAMPLE = {                 # of a file, likewise
     "celeba": "img_align_celeba/000001.jpg", "celeba_hq": "00000.jpg", "afhq_cat": "train/cat/flickr_cat_000002.jpg",
     "lsun_church": "church_outdoor_train/0a1b2c.webp", "imagenet": "train/n01440764/n01440764_18.JPEG",
 }
+READ, PASSED_OVER = (".png", ".jpg", ".jpeg", ".webp"), (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")     # images
 ELSEWHERE = "or name another place with scales.<profile>.data.<role>.folder"
 
 
@@ -59,7 +71,8 @@ def embedded(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
 
 def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
     """The whole data set: from `folder`, else Debian's package where it is installed, else data/raw, filled by
-    torchvision's downloader (which verifies its own checksums).
+    torchvision's downloader (which verifies its own checksums, but accepts any bytes in the MNIST family's extracted
+    files: those are verified here).
 
     Raises: DataError, naming the first file that is missing or damaged, where the download does not cure it.
     """
@@ -76,6 +89,9 @@ def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
     if name not in kinds:
         raise DataError(f"{name} comes as image files, not as an archive: set source: folder (data/README.md)")
     kind = kinds[name]
+    raw = root / kind.__name__ / "raw"                          # the MNIST family's
+    if hasattr(kind, "resources") and (found := _mnist_family(name, kind, raw)):
+        return found
     parts = ({"split": "train"}, {"split": "test"}) if name == "svhn" else ({"train": True}, {"train": False})
     try:
         train, test = (kind(str(root), download=True, **part) for part in parts)
@@ -83,6 +99,8 @@ def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
         fault, cause = _fault(kind, root), " ".join(str(e).split())[:120]
         raise DataError(f"{name}: {fault}not to be downloaded ({cause}): put the published files under {root}, as "
                         f"{LAYOUT[name]}, {ELSEWHERE}") from e
+    if found := hasattr(kind, "resources") and _mnist_family(name, kind, raw):
+        return found
     labels = [np.asarray(s.labels if name == "svhn" else s.targets) for s in (train, test)]
     return np.asarray(train.data), labels[0], np.asarray(test.data), labels[1]
 
@@ -90,13 +108,13 @@ def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
 def _fault(kind, root: Path) -> str:
     """The first file of a torchvision data set that is missing or is not the published one (MD5), as a sentence begins."""
     if hasattr(kind, "split_list"):                     # SVHN
-        files = [kind.split_list[part][1:] for part in ("train", "test")]
+        published = [kind.split_list[part][1:] for part in ("train", "test")]
     elif hasattr(kind, "resources"):                    # the MNIST family
-        files = [(f"{kind.__name__}/raw/{file}", md5) for file, md5 in kind.resources]
+        published = [(f"{kind.__name__}/raw/{file}", md5) for file, md5 in kind.resources]
     else:                                               # CIFAR
-        files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-        files = [(f"{kind.base_folder}/{file}", md5) for file, md5 in files]
-    for file, md5 in files:
+        published = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+        published = [(f"{kind.base_folder}/{file}", md5) for file, md5 in published]
+    for file, md5 in published:
         if not (root / file).exists():
             return f"{root / file} is missing and "
         if hashlib.md5((root / file).read_bytes()).hexdigest() != md5:
@@ -104,19 +122,55 @@ def _fault(kind, root: Path) -> str:
     return ""
 
 
+def _mnist_family(name: str, kind, raw: Path) -> tuple[np.ndarray, ...] | None:
+    """What lies in torchvision's folder, verified: the published files, else what was extracted from them; None where
+    some are missing of either."""
+    packed = [file for file, _ in kind.resources]
+    if all((raw / file).exists() for file in packed):
+        return _idx_files(name, raw)
+    if not all((raw / file.removesuffix(".gz")).exists() for file in packed):
+        return None
+    paths = [raw / file.removesuffix(".gz") for file in packed]
+    arrays = tuple(_idx(path, path.read_bytes(), "remove it, and it is fetched again", name) for path in paths)
+    if name == "mnist":                                         # we know of no checksums of what MNIST's files hold
+        for x, y, path, counts, mean in zip(arrays[::2], arrays[1::2], paths[::2], MNIST_DIGITS, MNIST_MEANS):
+            same = x.shape == (sum(counts), 28, 28) and y.shape == (sum(counts),) and tuple(np.bincount(y)) == counts
+            if not same or abs(x.mean() / 255 - mean) > 1e-3:
+                raise DataError(f"{path} and its labels are not MNIST's {sum(counts):,} images (shapes, number of each digit, "
+                                "mean pixel): remove both, and they are fetched again")
+    return arrays
+
+
+def _idx(path: Path, content: bytes, remedy: str, name: str = "") -> np.ndarray:
+    """The array in a file's content. Raises: DataError where it is damaged, or not what Fashion-MNIST published."""
+    found, wanted = hashlib.sha256(content).hexdigest(), FASHION.get(path.name.removesuffix(".gz"), "")
+    if name == "fashion_mnist" and found != wanted:
+        raise DataError(f"{path} is damaged or another file (sha256 of its content {found[:12]}..., expected {wanted[:12]}...): "
+                        f"{remedy}")
+    try:
+        return read_idx(content)
+    except DataError as e:
+        raise DataError(f"{path} is damaged or another file ({e}): {remedy}") from None
+
+
 def _idx_files(name: str, folder: Path) -> tuple[np.ndarray, ...]:
-    """The MNIST family's four gzipped idx files, each checked against torchvision's published MD5."""
+    """The MNIST family's four gzipped idx files, each checked against torchvision's published MD5; Debian's, packed anew,
+    by what they hold."""
     from lib import vision
     kind = {"fashion_mnist": vision.datasets.FashionMNIST, "mnist": vision.datasets.MNIST}[name]
-    arrays = []
+    arrays, debian = [], folder == DEBIAN.get(name)
     for file, md5 in kind.resources:                    # train images, train labels, test images, test labels
         path = folder / file
         if not path.exists():
             raise DataError(f"{path} is missing: expected the four *-ubyte.gz files of {name} in one folder")
         packed = path.read_bytes()
-        if hashlib.md5(packed).hexdigest() != md5 and folder != DEBIAN.get(name):
+        if hashlib.md5(packed).hexdigest() != md5 and not debian:
             raise DataError(f"{path} is corrupt or another file: its MD5 is not {md5}; fetch it again")
-        arrays.append(read_idx(gzip.decompress(packed)))
+        try:
+            content = gzip.decompress(packed)
+        except (OSError, EOFError, zlib.error) as e:
+            raise DataError(f"{path} is damaged ({type(e).__name__}): install its package again") from None
+        arrays.append(_idx(path, content, "install its package again", name if debian else ""))
     return tuple(arrays)
 
 
@@ -212,33 +266,51 @@ def image_folder(name: str, folder: Path | None, size: int, train: int | None = 
     Raises: DataError where the folder is missing or has fewer than two images, or a file is no image.
     """
     folder = folder or ROOT / "data" / "raw" / name
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if len(files) < 2:
+    every = sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ + PASSED_OVER)
+    found = [f for f in every if f.suffix.lower() in READ]
+    if others := Counter(f.suffix.lower() for f in every if f.suffix.lower() in PASSED_OVER):
+        print(f"{folder}: passed over {', '.join(f'{n} {kind} files' for kind, n in sorted(others.items()))}; images are read "
+              f"from {', '.join(READ)}", file=sys.stderr)
+    if len(found) < 2:
         example = f", such as {folder.name}/{EXAMPLE[name]}" if name in EXAMPLE else ""
-        raise DataError(f"{folder} has {len(files)} images: expected the .png or .jpg files of {TITLES[name]} anywhere "
+        raise DataError(f"{folder} has {len(found)} images: expected the .png or .jpg files of {TITLES[name]} anywhere "
                         f"under it{example} ({ELSEWHERE})")
-    tests = files[9::10] or files[-1:]
-    parts = [[f for f in files if f not in set(tests)], tests]
+    tests = found[9::10] or found[-1:]
+    parts = [sorted(set(found) - set(tests)), tests]
     images = [_images([part[i] for i in _some(len(part), n)], size) for part, n in zip(parts, (train, test))]
     labels = [np.zeros(len(x), np.int64) for x in images]
     return images[0], labels[0], images[1], labels[1]
 
 
-def _images(files: list[Path], size: int) -> np.ndarray:
+def _images(paths: list[Path], size: int) -> np.ndarray:
     """uint8 (n, 3, size, size): each scaled so that its short side fits, its centre cut out."""
-    from PIL import Image, UnidentifiedImageError
-    images = np.empty((len(files), 3, size, size), np.uint8)
-    for i, file in enumerate(files):
+    from PIL import Image
+    images = np.empty((len(paths), 3, size, size), np.uint8)
+    for i, path in enumerate(paths):
         try:
-            with Image.open(file) as image:
-                image = image.convert("RGB")
+            with Image.open(path) as image:
+                image = _eight_bits(image).convert("RGB")
                 scale = size / min(image.size)
                 image = image.resize([max(size, round(s * scale)) for s in image.size], Image.Resampling.LANCZOS)
-        except (UnidentifiedImageError, OSError) as e:
-            raise DataError(f"{file} is no readable image ({e}): fetch it again, or remove it") from e
+        except MemoryError as e:
+            raise MemoryError(f"{path}: out of memory") from e
+        except Exception as e:              # a damaged or hostile image raises many kinds, a decompression bomb its own
+            raise DataError(f"{path} is no readable image ({' '.join(str(e).split())}): fetch it again, or remove it") from e
         left, top = ((s - size) // 2 for s in image.size)
         images[i] = np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
     return images
+
+
+def _eight_bits(image):
+    """A grey image of 16 bits scaled to 8: Pillow's own conversion would cut off all above 255. Others as they are.
+    Raises: ValueError for numbers whose range is not known."""
+    from PIL import Image
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    x = np.asarray(image)
+    if image.mode == "F" or x.min() < 0 or x.max() > 65535:
+        raise ValueError(f"{x.dtype} from {x.min():g} to {x.max():g}; expected 8 or 16 bits a channel")
+    return Image.fromarray((x / 257).round().astype(np.uint8))
 
 
 def read(p: params.Data) -> tuple[np.ndarray, ...]:
@@ -318,21 +390,18 @@ def stage(profile: str, role: str) -> str | None:
     return f"{role}: {split.title}, {len(split.x_hold):,} held out, {len(split.x_test):,} test images"
 
 
+@files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prepare the data sets of a profile.")
     parser.add_argument("--profile", choices=params.PROFILES)
-    wrong = []
-    try:
-        profile = params.profile(parser.parse_args().profile)
-        path_of(profile, "").parent.mkdir(parents=True, exist_ok=True)
-        for role in params.scale(profile)["data"]:
-            try:
-                if done := stage(profile, role):
-                    print(done)
-            except DataError as e:                      # the others first: all that is missing is said at once
-                wrong.append(f"error: {role}: {e}")
-    except params.ConfigError as e:
-        sys.exit(f"error: {e}")
+    profile, wrong = params.profile(parser.parse_args().profile), []
+    files.writable(path_of(profile, "").parent)
+    for role in params.scale(profile)["data"]:
+        try:
+            if done := stage(profile, role):
+                print(done)
+        except DataError as e:                          # the others first: all that is missing is said at once
+            wrong.append(f"error: {role}: {e}")
     if wrong:
         sys.exit("\n".join([*wrong, f"A set that you do without: scales.{profile}.data.<role>: null"]))
 

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import math
 import platform
@@ -32,7 +33,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, attacks, checkpoint, data, distributed, inits, losses, networks, params, samplers
+from lib import ROOT, attacks, checkpoint, data, distributed, files, inits, losses, networks, params, samplers
 from lib.buffer import ReplayBuffer
 from lib.energy import Energy, energy
 from lib.sam import SAM
@@ -344,14 +345,14 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
 
     Args:
         deadline: by time.monotonic(); it is looked at when a window ends.
-    Raises: OutOfTime; ConfigError where the run in scratch/ was begun by another number of processes.
+    Raises: OutOfTime; ConfigError where the run in scratch/ was begun by another number of processes; DataError where what
+        it would continue from is of another version.
     """
     run, first = trainer.run, distributed.rank() == 0
     rows, divergences, scratch = [], [], _own_folder(trainer, scratch)
     state = _latest(scratch, trainer.device)
     if state:
-        rows, divergences = state.pop("rows"), state.pop("divergences")
-        trainer.load_state_dict(state)
+        rows, divergences = _resume(trainer, state, scratch)
         if first:
             print(f"{run.name}: resumed at iteration {trainer.iteration}", file=sys.stderr)
     else:
@@ -411,15 +412,22 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
                "seconds": trainer.seconds, "seconds_per_epoch": per_epoch,
                "holdout_accuracy": next((r["holdout_accuracy"] for r in reversed(rows)
                                          if r["holdout_accuracy"] == r["holdout_accuracy"]), None)}
+    if first:                   # what marks a result as whole comes last: an earlier run's would vouch for a mixture
+        (folder / "provenance.json").unlink(missing_ok=True)
     _publish(trainer, folder)
-    if not first:
-        return metrics
-    with open(folder / "curve.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    if first:
+        files.write_text(folder / "curve.csv", _csv(rows))
+        files.write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _csv(rows: list[dict]) -> str:
+    """The training curve. A run that diverged before its first window has a header alone."""
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+    return out.getvalue()
 
 
 def _snapshot_due(trainer: Trainer) -> bool:
@@ -434,12 +442,24 @@ def _checkpoint(trainer: Trainer, rows, divergences, scratch: Path) -> None:
 def _roll_back(trainer: Trainer, scratch: Path, times: int) -> list:
     """Back to the last healthy checkpoint, with other random numbers: the same ones would diverge again."""
     state = _latest(scratch, trainer.device)
-    rows = state.pop("rows")
-    state.pop("divergences")
-    trainer.load_state_dict(state)
+    if state is None:
+        raise data.DataError(f"{trainer.run.name} diverged, and no checkpoint in {scratch} is intact: run the same command "
+                             "again, it begins at iteration 0")
+    rows, _ = _resume(trainer, state, scratch)
     trainer.rollbacks = times
     trainer.seed(1_000 * times + trainer.iteration)
     return rows
+
+
+def _resume(trainer: Trainer, state: dict, scratch: Path) -> tuple[list, list]:
+    """Put a checkpoint's state into the trainer; returns its rows and divergences."""
+    try:
+        rows, divergences = state.pop("rows"), state.pop("divergences")
+        trainer.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        raise data.DataError(f"{scratch} holds a checkpoint of another version ({type(e).__name__}): remove that folder, and "
+                             "the same command starts afresh") from e
+    return rows, divergences
 
 
 def _own_folder(trainer: Trainer, scratch: Path) -> Path:
@@ -469,10 +489,9 @@ def _publish(trainer: Trainer, folder: Path) -> None:
     images = distributed.gather(data.to_bytes(trainer.buffer.images)).cpu() if trainer.buffer else None
     if distributed.rank():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_atomic({k: v.cpu() for k, v in trainer.model.state_dict().items()}, folder / "weights.pt")
+    files.write_tensors(folder / "weights.pt", {k: v.cpu() for k, v in trainer.model.state_dict().items()})
     if images is not None:
-        checkpoint.save_atomic(images, folder / "buffer.pt")
+        files.write_tensors(folder / "buffer.pt", images)
 
 
 @contextlib.contextmanager
@@ -500,9 +519,10 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
 
     Args:
         device: None: cuda where there is one.   deadline: by time.monotonic(); None: no end but the run's.
-    Raises: DataError, ConfigError, OutOfTime, RuntimeError where another process is at work on the same run.
+    Raises: DataError, ConfigError, OutOfTime, OSError, RuntimeError where another process is at work on the same run.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = distributed.device(device)
+    files.writable(*(Path(own or ROOT / name) for own, name in ((artifacts, "artifacts"), (scratch, "scratch"))))
     split = data.load(run.profile, run.data)
     digest = fingerprint(run)
     artifacts = Path(artifacts or ROOT / "artifacts") / run.profile / run.name
@@ -525,8 +545,7 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
                 shutil.rmtree(folder / "snapshots", ignore_errors=True)
             results.append(fit(trainer, folder, work, deadline=deadline))
             if distributed.rank() == 0:
-                about = provenance(run, seed, trainer, time.time() - began)
-                (folder / "provenance.json").write_text(json.dumps(about, indent=1) + "\n")
+                files.write_json(folder / "provenance.json", provenance(run, seed, trainer, time.time() - began))
         distributed.wait(device)
         if distributed.rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -557,43 +576,49 @@ def provenance(run: params.Run, seed: int, trainer: Trainer, wall: float) -> dic
 def commit() -> str:
     """The commit of the code; '+' where lib/ or params.yaml differ from it; 'unknown' outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8",
+                              errors="replace")
         dirty = subprocess.run(["git", "status", "--porcelain", "--", "lib", "params.yaml"], cwd=ROOT,
-                               capture_output=True, text=True).stdout.strip()
+                               capture_output=True).stdout.strip()
     except OSError:
         return "unknown"
     return head.stdout.strip() + ("+" if dirty else "") if head.returncode == 0 else "unknown"
 
 
+def amount(text: str) -> float:
+    """A command line's number of minutes, or of whatever there cannot be less than none. Raises: ValueError."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+@files.command(params.ConfigError, RuntimeError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a run of params.yaml.")
     parser.add_argument("run")
     parser.add_argument("--profile", choices=params.PROFILES)
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
-    parser.add_argument("--minutes", type=float, help=f"then write a checkpoint and end with status {UNFINISHED}: the same "
+    parser.add_argument("--minutes", type=amount, help=f"then write a checkpoint and end with status {UNFINISHED}: the same "
                         "command continues")
     args = parser.parse_args()
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    try:
-        with distributed.joined(args.device) as device:
-            try:
-                _train_or_skip(params.run(args.run, args.profile), device, deadline)
-            except OutOfTime as e:
-                if distributed.rank() == 0:
-                    print(e, file=sys.stderr)
-                sys.exit(UNFINISHED)
-    except (params.ConfigError, data.DataError, OSError, RuntimeError) as e:
-        sys.exit(f"error: {e}")
+    with distributed.joined(args.device) as device:
+        try:
+            _train_or_skip(params.run(args.run, args.profile), device, deadline)
+        except OutOfTime as e:
+            if distributed.rank() == 0:
+                print(e, file=sys.stderr)
+            sys.exit(UNFINISHED)
 
 
 def _train_or_skip(run: params.Run, device: str | None, deadline: float | None) -> None:
     first = distributed.rank() == 0
     if params.data(run.profile, run.data) is None:              # a role that this profile does not have
         if first:
-            folder = ROOT / "artifacts" / run.profile / run.name
-            folder.mkdir(parents=True, exist_ok=True)
             reason = f"profile {run.profile} has no {run.data} data set"
-            (folder / "skipped.json").write_text(json.dumps({"skipped": reason}) + "\n")
+            files.write_text(ROOT / "artifacts" / run.profile / run.name / "skipped.json",
+                             json.dumps({"skipped": reason}) + "\n")
             print(f"{run.name}: skipped, {reason}")
         return
     for seed, m in zip(run.seeds, train(run, device, deadline=deadline)):

@@ -115,7 +115,7 @@ def do(name: str, apply: str = "") -> None:
 def save(folder: str, name: str, result: dict) -> None:
     path = ROOT / "results" / "paper" / folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def notebook(name: str) -> str | None:
@@ -129,8 +129,8 @@ def notebook(name: str) -> str | None:
 
 
 def main(words: list[str]) -> None:
-    small, whole = params.load(), yaml.safe_load((ROOT / "params.whole.yaml").read_text())
-    apply = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["apply"]["foreach"]
+    small, whole = params.load(), yaml.safe_load((ROOT / "params.whole.yaml").read_text(encoding="utf-8"))
+    apply = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["apply"]["foreach"]
     names = [n for n in params.runs() if n in words] or params.runs()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "FRESH", 12)

@@ -23,10 +23,10 @@ def home(tmp_path_factory):
         for name in ("reference", "softmax", "jempp-m5", "at"):
             train.train(params.run(name, "smoke"), "cpu", home / "artifacts", home / "scratch")
             measured = evaluate.evaluate(name, "smoke", "cpu")
-            (home / "results" / "smoke" / "metrics" / f"{name}.json").write_text(json.dumps(measured))
+            (home / "results" / "smoke" / "metrics" / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
         shown = {"title": "JEM++ samples", "files": [FIGURE], "runs": ["jempp-m5"]}
         register = {"jempp-fig3": shown, "at-fig6": {"missing": "not yet"}}
-        (home / "results" / "smoke" / "artefacts.json").write_text(json.dumps(register))
+        (home / "results" / "smoke" / "artefacts.json").write_text(json.dumps(register), encoding="utf-8")
         yield home
 
 
@@ -40,17 +40,17 @@ def edited(home):
     before = {}
 
     def edit(path, change):
-        before.setdefault(path, path.read_text())
-        content = json.loads(path.read_text())
+        before.setdefault(path, path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     yield edit
     for path, text in before.items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def test_a_card_shows_what_was_measured(home):
-    text, m = cards.card("jempp-m5", "smoke"), json.loads(metrics(home, "jempp-m5").read_text())["mean"]
+    text, m = cards.card("jempp-m5", "smoke"), json.loads(metrics(home, "jempp-m5").read_text(encoding="utf-8"))["mean"]
     assert text.startswith("# JEM++ (M=5)\n\nRun `jempp-m5` at profile `smoke`. Xiulong Yang and Shihao Ji.")
     low, value, high = (f"{100 * m[k]:.1f}" for k in ("accuracy_low", "accuracy", "accuracy_high"))
     assert f"| accuracy on test images, % | {value} | {low} to {high} | – |" in text
@@ -94,7 +94,7 @@ def test_what_lib_applications_measured_is_on_the_card(home):
            "Noise": {"log_p_x": {"value": 0.4, "low": 0.3, "high": 0.5}}}
     worst = {"radius": 0.5, "auroc": {"log_p_x": {"MNIST": {"standard": 0.9, "worst": 0.1}}}}
     path.write_text(json.dumps({"robustness": {"linf": linf, "steps": 20, "images": 200}, "ood": {"auroc": ood},
-                                "worst_case": worst}))
+                                "worst_case": worst}), encoding="utf-8")
     text = cards.card("softmax", "smoke")
     path.unlink()
     assert "| accuracy under L∞ PGD of 4/255 (20 steps, 200 images), % | 50.0 | 40.0 to 60.0 | – |" in text
@@ -118,8 +118,8 @@ def test_what_is_missing_is_named_and_a_skipped_run_has_no_card(home, monkeypatc
     with pytest.raises(data.DataError, match="metrics/jem.json is missing: run `dvc repro evaluate@jem`"):
         cards.card("jem", "smoke")
     path = metrics(home, "softmax-third")
-    path.write_text('{"skipped": "profile smoke has no third data set"}')
+    path.write_text('{"skipped": "profile smoke has no third data set"}', encoding="utf-8")
     assert cards.card("softmax-third", "smoke") is None and cards.write("smoke", ["softmax-third"]) == []
-    metrics(home, "jem").write_text(metrics(home, "jempp-m5").read_text())
+    metrics(home, "jem").write_text(metrics(home, "jempp-m5").read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(data.DataError, match="provenance.json is missing: run `dvc repro train@jem`"):
         cards.card("jem", "smoke")

@@ -59,7 +59,7 @@ def shrink(monkeypatch, **changes):
 
 # -------------------------------------------------------------------------------------------------- what comes first
 def test_the_main_runs_are_notebook_14s():
-    nb = json.loads((ROOT / "notebooks" / "14_three_papers_one_table.ipynb").read_text())
+    nb = json.loads((ROOT / "notebooks" / "14_three_papers_one_table.ipynb").read_text(encoding="utf-8"))
     code = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code")
     assert cards.main_runs() == re.findall(r'"([\w-]+)"', re.search(r"^RUNS = (\[.*?\])", code, re.M | re.S)[1])
 
@@ -120,7 +120,7 @@ def test_dvc_is_told_of_what_is_finished_alone(machine, monkeypatch, capsys):
     command(monkeypatch, capsys, "--minutes", 5)
     path, told = fleet.result("metrics", "smoke", "at"), []
     path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
     (fleet.ROOT / "artifacts" / "smoke" / "softmax" / "seed0" / "provenance.json").unlink()
     monkeypatch.setattr(subprocess, "run", lambda cmd, **kw: told.extend(cmd[2:]) or subprocess.CompletedProcess(cmd, 0))
     status, _ = command(monkeypatch, capsys, "--commit")
@@ -165,7 +165,7 @@ def test_measuring_ends_with_the_time(machine, monkeypatch, capsys):
     assert not [r for r in run if r[0] == "lib.evaluate"], "the reference is not trained"
     path = fleet.result("applications", "smoke", "softmax")
     path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
     assert [n for n, *_ in fleet.measurements(todo)] == ["jempp-m5", "at"]
 
 
@@ -174,7 +174,7 @@ def test_a_pack_leaves_nothing_pending_elsewhere(machine, monkeypatch, capsys, t
     home = machine("a")
     shown = home / "results" / "smoke" / "metrics" / "softmax.json"
     shown.parent.mkdir(parents=True)
-    shown.write_text("{}")
+    shown.write_text("{}", encoding="utf-8")
     status, out = command(monkeypatch, capsys, "--minutes", 5, "--pack", tmp_path / "pack")
     assert status == 0 and out[-2].endswith("0 did not fit")
     fresh = machine("b", prepared=False)
@@ -210,10 +210,11 @@ def test_a_finished_job_here_is_not_overwritten(machine, monkeypatch, capsys, tm
     home = machine("b")
     command(monkeypatch, capsys, "--minutes", 5)
     mark = home / "artifacts" / "smoke" / "softmax" / "seed0" / "curve.csv"
-    mark.write_text("mine\n")
+    mark.write_text("mine\n", encoding="utf-8")
     (home / "artifacts" / "smoke" / "at" / "seed0" / "provenance.json").unlink()
     assert command(monkeypatch, capsys, "--unpack", tmp_path / "pack")[0] == 0
-    assert mark.read_text() == "mine\n" and (home / "artifacts" / "smoke" / "at" / "seed0" / "provenance.json").exists()
+    assert mark.read_text(encoding="utf-8") == "mine\n"
+    assert (home / "artifacts" / "smoke" / "at" / "seed0" / "provenance.json").exists()
 
 
 def test_a_run_measured_before_it_was_packed_needs_no_weights(machine, monkeypatch, capsys):
@@ -224,7 +225,7 @@ def test_a_run_measured_before_it_was_packed_needs_no_weights(machine, monkeypat
     assert not job.finished
     path = home / "results" / "smoke" / "metrics" / "softmax.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
     assert job.finished and not fleet.measurements([job])
 
 
@@ -236,12 +237,14 @@ def test_in_two_copies_of_the_project(tmp_path):
 
     def call(home, *args):
         env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=home, env=env, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=home, env=env, capture_output=True,
+                              encoding="utf-8", errors="replace")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     for home in (tmp_path / "a", tmp_path / "b"):
         shutil.copytree(ROOT, home, ignore=skip)
-        (home / "params.yaml").write_text((home / "params.yaml").read_text().replace("profile: quick ", "profile: smoke ", 1))
+        text = (home / "params.yaml").read_text(encoding="utf-8").replace("profile: quick ", "profile: smoke ", 1)
+        (home / "params.yaml").write_text(text, encoding="utf-8")
     call(tmp_path / "a", "dvc", "config", "core.no_scm", "true")
     fleet_ = ("lib.fleet", "--runs", "reference", "softmax")
     out = call(tmp_path / "a", *fleet_, "--minutes", 5, "--commit", "--pack", tmp_path / "pack")
@@ -292,7 +295,7 @@ def test_a_damaged_or_missing_part_is_named_and_nothing_restored(three, tmp_path
     part.unlink()
     with pytest.raises(data.DataError, match="x.tar.gz.01 is missing: expected 3 parts beside x.json"):
         packing.unpack(manifest, to, inside=("artifacts",))
-    manifest.write_text('{"parts": 3}')
+    manifest.write_text('{"parts": 3}', encoding="utf-8")
     with pytest.raises(data.DataError, match="x.json is no manifest of a pack"):
         packing.unpack(manifest, to, inside=("artifacts",))
 
@@ -314,7 +317,7 @@ def test_a_pack_writes_nowhere_else(evil, tmp_path):
         tar.addfile(evil)
     (tmp_path / "x.tar.gz.00").write_bytes(out.getvalue())
     digest = hashlib.sha256(out.getvalue()).hexdigest()
-    (tmp_path / "x.json").write_text(json.dumps({"parts": [{"name": "x.tar.gz.00", "sha256": digest}]}))
+    (tmp_path / "x.json").write_text(json.dumps({"parts": [{"name": "x.tar.gz.00", "sha256": digest}]}), encoding="utf-8")
     with pytest.raises(data.DataError, match="expected plain files in artifacts/, results/, scratch/ alone; nothing was"):
         packing.unpack(tmp_path / "x.json", tmp_path / "to", inside=fleet.FOLDERS)
     assert not (tmp_path / "to").exists()
@@ -322,6 +325,6 @@ def test_a_pack_writes_nowhere_else(evil, tmp_path):
 
 def test_a_pack_of_another_profile_is_named(machine, monkeypatch, capsys, tmp_path):
     machine("a")
-    (tmp_path / "fleet-gpu.json").write_text("{}")
+    (tmp_path / "fleet-gpu.json").write_text("{}", encoding="utf-8")
     status, _ = command(monkeypatch, capsys, "--unpack", tmp_path)
     assert status.endswith("fleet-smoke.json is missing: expected a pack of profile smoke; packs there: fleet-gpu.json")

@@ -23,14 +23,15 @@ def start(tmp_path_factory):
     """A copy of the project with a small params.yaml: a function that starts the dry run's commands in it."""
     home = tmp_path_factory.mktemp("paper") / "project"
     shutil.copytree(ROOT, home, ignore=SKIP)
-    whole = (home / "params.yaml").rename(home / "params.whole.yaml").read_text()
-    (home / "params.yaml").write_text(yaml.safe_dump(paper_dry_run.shrink(yaml.safe_load(whole)), sort_keys=False))
+    whole = (home / "params.yaml").rename(home / "params.whole.yaml").read_text(encoding="utf-8")
+    small = yaml.safe_dump(paper_dry_run.shrink(yaml.safe_load(whole)), sort_keys=False)
+    (home / "params.yaml").write_text(small, encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{home / 'tests'}", "OMP_NUM_THREADS": "1"}
     env["EBM_PROFILE"] = "paper"
 
     def begin(*words):
-        return subprocess.Popen([sys.executable, "tests/paper_dry_run.py", *words], cwd=home, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "tests/paper_dry_run.py", *words], cwd=home, env=env, encoding="utf-8",
+                                errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     begin.home = home
     return begin
 
@@ -52,7 +53,7 @@ def trained(start):
 
 
 def measured(home, run, folder="metrics"):
-    return json.loads((home / "results" / "paper" / folder / f"{run}.json").read_text())
+    return json.loads((home / "results" / "paper" / folder / f"{run}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.paper
@@ -75,13 +76,13 @@ MILLIONS = {"softmax": 36.5, "jem": 36.5, "jempp-m10": 36.5, "sada-k10": 36.5, "
 @pytest.mark.parametrize("run", paper_dry_run.PUBLISHED)
 def test_one_run_of_each_method_with_its_network_as_published(trained, run):
     folder = trained / "artifacts" / "paper" / f"{run}-published" / "seed0"
-    about = json.loads((folder / "provenance.json").read_text())
+    about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert about["parameters"] / 1e6 == pytest.approx(MILLIONS[run], rel=0.01)
     assert about["config"]["network"] == params.run(run, "paper").network.model_dump()
     assert measured(trained, f"{run}-published")["seeds"][0]["verdict"] == "finished"
 
 
-APPLY = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["apply"]["foreach"]
+APPLY = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["apply"]["foreach"]
 
 
 @pytest.mark.paper
@@ -94,7 +95,7 @@ def test_every_application_is_measured(trained, run):
 
 
 def test_the_table_of_what_each_profile_shows_has_every_artefact_once():
-    table, readme = book.coverage(), (ROOT / "README.md").read_text()
+    table, readme = book.coverage(), (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
     assert sum(int(row[0].split(":")[0]) for row in rows) == len(papers.ARTEFACTS)
     assert sum(row[0].count("`") for row in rows) == 2 * len(papers.ARTEFACTS)
@@ -112,7 +113,7 @@ def shown(trained, start):
 
 @pytest.mark.paper
 def test_the_register_has_files_or_a_reason_for_every_artefact(shown):
-    register = json.loads((shown / "results" / "paper" / "artefacts.json").read_text())
+    register = json.loads((shown / "results" / "paper" / "artefacts.json").read_text(encoding="utf-8"))
     assert list(register) == list(papers.ARTEFACTS)
     for id, entry in register.items():
         assert ("missing" in entry) != bool(entry.get("files")), id
@@ -128,6 +129,6 @@ def test_the_register_has_files_or_a_reason_for_every_artefact(shown):
 @pytest.mark.paper
 @pytest.mark.parametrize("path", sorted(book.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_no_notebook_fails(shown, path):
-    nb = json.loads((shown / "results" / "paper" / path.stem / path.name).read_text())
+    nb = json.loads((shown / "results" / "paper" / path.stem / path.name).read_text(encoding="utf-8"))
     outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     assert outputs and not [o for o in outputs if o["output_type"] == "error"]

@@ -110,7 +110,7 @@ def test_unknown_names(tree, monkeypatch):
 def test_missing_or_broken_file(tmp_path):
     with pytest.raises(params.ConfigError, match="is missing"):
         params.load(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("a: [1,\nb: 2")
+    (tmp_path / "params.yaml").write_text("a: [1,\nb: 2", encoding="utf-8")
     with pytest.raises(params.ConfigError, match="is not YAML"):
         params.load(tmp_path / "params.yaml")
 

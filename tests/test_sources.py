@@ -18,7 +18,7 @@ def test_embedded_sets_are_what_the_readme_says():
     assert x.shape == (4_000, 28, 28) and np.array_equal(np.bincount(yt), [100] * 10)
     joint = {a.tobytes() for a in x} & {a.tobytes() for a in xt}
     assert not joint, "MNIST training and test images must be disjoint"
-    readme = (ROOT / "data" / "README.md").read_text()
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     assert all(digest in readme for digest in sources.EMBEDDED.values())
 
 

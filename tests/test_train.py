@@ -59,7 +59,7 @@ def test_an_interrupted_run_resumes_to_the_bit(name, split, tmp_path):
         fit(run, split, tmp_path, "halved", on_log=stop)
     halved, metrics = fit(run, split, tmp_path, "halved")
     assert torch.equal(weights(whole), weights(halved)) and torch.equal(whole.buffer.images, halved.buffer.images)
-    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text().splitlines()]
+    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
               for d in ("whole", "halved")]
     assert curves[0] == curves[1], "all but the seconds"
 
@@ -77,7 +77,7 @@ def test_a_run_out_of_time_continues_to_the_same_bits(name, split, tmp_path):
     assert [s.split()[0] for s in stops] == ["2", "3", "4", "6", "8", "9", "10"] and stops[0].startswith("2 of 12; the same")
     assert torch.equal(weights(whole), weights(pieces)) and torch.equal(whole.buffer.images, pieces.buffer.images)
     assert metrics["verdict"] == "finished" and metrics["iterations"] == 12
-    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text().splitlines()]
+    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
               for d in ("whole", "pieces")]
     assert curves[0] == curves[1], "all but the seconds"
     assert fit(run, split, tmp_path, "far", deadline=time.monotonic() + 1e4)[1]["verdict"] == "finished"
@@ -95,7 +95,8 @@ def test_the_command_ends_in_time_with_a_status_of_its_own(split, tmp_path, monk
         except SystemExit as e:
             statuses.append(e.code)
     assert statuses == [train.UNFINISHED] * 3 and "softmax: out of time at iteration 2 of 6" in capsys.readouterr().err
-    about = json.loads((tmp_path / "artifacts" / "smoke" / "softmax" / "seed0" / "provenance.json").read_text())
+    folder = tmp_path / "artifacts" / "smoke" / "softmax" / "seed0"
+    about = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert about["processes"] == 1 and not (tmp_path / "scratch" / "smoke" / "softmax").exists()
 
 
@@ -119,7 +120,7 @@ def test_the_start_loads_no_compiler_and_sets_what_makes_runs_repeatable():
             "torch.use_deterministic_algorithms(True, warn_only=True)\n"
             "assert a == [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),\n"
             "    torch.get_deterministic_debug_mode()] == [True, True, 1]\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -129,8 +130,8 @@ def test_sigkill_in_the_middle_gives_the_same_weights(tmp_path):
     home.mkdir()
     for name in ("lib", "data"):
         (home / name).symlink_to(ROOT / name)
-    text = (ROOT / "params.yaml").read_text().replace("iterations: 6,", "iterations: 60,", 1)
-    (home / "params.yaml").write_text(text.replace("checkpoint_every: 3", "checkpoint_every: 10", 1))
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("iterations: 6,", "iterations: 60,", 1)
+    (home / "params.yaml").write_text(text.replace("checkpoint_every: 3", "checkpoint_every: 10", 1), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke"}
     # lib is a link: anchor the project's root at the copy
     code = ("import sys, pathlib, lib; lib.ROOT = pathlib.Path({home!r})\n"
@@ -170,7 +171,7 @@ def test_a_diverging_run_is_a_result(split, tmp_path):
     trainer, m = fit(run, split, tmp_path, "wild")
     assert m["verdict"].startswith("diverged at iteration") and m["divergences"]
     assert torch.isfinite(weights(trainer)).all(), "the last healthy checkpoint's weights are published"
-    assert json.loads((tmp_path / "wild" / "metrics.json").read_text()) == m
+    assert json.loads((tmp_path / "wild" / "metrics.json").read_text(encoding="utf-8")) == m
 
 
 def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
@@ -232,5 +233,5 @@ def test_changed_parameters_do_not_resume_the_old_state():
 
 def test_command_line_says_what_is_wrong():
     done = subprocess.run([sys.executable, "-m", "lib.train", "jempp-m99", "--profile", "smoke"], cwd=ROOT,
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode != 0 and done.stderr.startswith("error: runs: no 'jempp-m99'")

@@ -1,11 +1,14 @@
 """Energies, samplers and adversarial training in two dimensions (notebooks 01, 02, 04, 10)."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
 
+from lib import files
 from lib.energy import gradient
 from lib.plots.theme import HEAT, PALETTE, REAL
 
@@ -147,9 +150,10 @@ def animate(frames: list[list[dict]], path, width: float = 3.4, fps: int = 4) ->
         fig.savefig(buffer, dpi=75)
         pages.append(Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE))
     times = [1000 // fps] * (len(pages) - 1) + [2500]                    # the last one stays
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=True)
-    with open(path, "rb") as file:
-        return file.read()
+    out = io.BytesIO()
+    pages[0].save(out, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=True)
+    files.write_bytes(Path(path), out.getvalue())
+    return out.getvalue()
 
 
 def support_and_density(x, support: float, outputs: dict, densities: dict) -> plt.Figure:
