@@ -3,6 +3,7 @@
     python -m lib.book run 05_jempp_results      execute a notebook (papermill) into results/<profile>/05_jempp_results/
     python -m lib.book register                  merge what they recorded into results/<profile>/artefacts.json
     python -m lib.book coverage                  which of them each profile produces, as the README's table
+    python -m lib.book html                      the notebooks, as saved, as pages in results/book/ that link to each other
 
 A notebook's folder holds its executed copy, its figures (<id>.png), its tables (<id>.csv and <id>.md) and
 recorded.json. With the quick profile the executed copy is written back to notebooks/, so that a reader sees there
@@ -11,9 +12,13 @@ what this code produces.
 from __future__ import annotations
 
 import argparse
+import html
 import io
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 import torch
 
@@ -245,6 +250,36 @@ def _ids(ids: list[str]) -> str:
     return ", ".join(out)
 
 
+def pages(folder: Path | None = None) -> list[Path]:
+    """The notebooks, as saved, as HTML pages in `folder` (results/book/), whose links lead to each other.
+    Raises: DataError for a link that leads nowhere."""
+    from nbconvert import HTMLExporter
+    folder = folder or ROOT / "results" / "book"
+    files.writable(folder)
+    exporter, written = HTMLExporter(), []
+    for source in sorted(NOTEBOOKS.glob("*.ipynb")):
+        body, _ = exporter.from_filename(str(source))
+        written.append(folder / f"{source.stem}.html")
+        files.write_text(written[-1], re.sub(r'(href="[^":]+)\.ipynb(["#])', r"\1.html\2", body))
+    if dead := dead_links(written):
+        raise data.DataError(f"{folder} has {len(dead)} links that lead nowhere, the first {dead[0]}: mend it in notebooks/")
+    return written
+
+
+def dead_links(written: Iterable[Path]) -> list[str]:
+    """'page: link' for each link of these pages to a page, file or heading of the project that is not there."""
+    ids = {p.name: {unquote(i) for i in re.findall(r'\bid="([^"]+)"', p.read_text(encoding="utf-8"))} for p in written}
+    dead = []
+    for page in written:
+        for link in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', page.read_text(encoding="utf-8")):
+            target, _, heading = unquote(html.unescape(link)).partition("#")
+            there = page if not target else page.parent / target
+            if re.match(r"[a-z]+:", target) or (there.exists() and (not heading or heading in ids.get(there.name, ()))):
+                continue
+            dead.append(f"{page.name}: {link}")
+    return dead
+
+
 @files.command(params.ConfigError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run notebooks and keep the register.")
@@ -252,6 +287,7 @@ def main() -> None:
     one = sub.add_parser("run")
     one.add_argument("name")
     sub.add_parser("coverage")
+    sub.add_parser("html")
     for p in (one, sub.add_parser("register")):
         p.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
@@ -259,6 +295,8 @@ def main() -> None:
         print(run_notebook(args.name, args.profile).relative_to(ROOT))
     elif args.what == "coverage":
         print(coverage())
+    elif args.what == "html":
+        print(pages()[0].relative_to(ROOT).as_posix())
     else:
         merged = register(args.profile)
         print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")

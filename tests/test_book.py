@@ -1,4 +1,5 @@
 """What a notebook records: the data of what it shows, and a stand-in where it is one; where it computes."""
+import re
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -51,3 +52,21 @@ def test_the_runs_of_the_third_data_set_are_those_of_the_paper_and_left_out_else
     assert [params.data(p, "third") is not None for p in params.PROFILES] == [False, False, False, True]
     first, other = (params.run(r, "paper").model_dump() for r in ("jem", "jem-third"))
     assert {k for k in first if first[k] != other[k]} == {"name", "data", "reference"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return book.pages(tmp_path_factory.mktemp("book"))
+
+
+def test_pages_link_to_each_other(written):
+    links = [a for p in written for a in re.findall(r'href="([^":#]+)', p.read_text(encoding="utf-8"))]
+    assert len(written) == len(list(book.NOTEBOOKS.glob("*.ipynb"))) and len(links) > 25
+    assert not [a for a in links if a.endswith(".ipynb")]
+
+
+def test_a_dead_link_is_found(written, tmp_path):
+    page = tmp_path / "00_map.html"
+    page.write_text('<h2 id="here">x</h2> <a href="#here">1</a> <a href="#gone">2</a> <a class="b" href="99_no.html">3</a> '
+                    '<a href="https://example.org/x">4</a>', encoding="utf-8")
+    assert book.dead_links([page]) == ["00_map.html: #gone", "00_map.html: 99_no.html"]
