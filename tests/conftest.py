@@ -42,17 +42,19 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever needs the smoke pipeline runs in one process, which builds it once, and begins first: it takes longest."""
+    """A file's tests stay in one process, and share what they build there; so do those that need the smoke pipeline,
+    of all files, which begin first, since they take longest."""
+    def needs_pipeline(item):
+        return "pipeline" in item.fixturenames
     for item in items:
-        if item.get_closest_marker("pipeline"):
-            item.add_marker(pytest.mark.xdist_group("pipeline"))
-    items.sort(key=lambda item: not item.get_closest_marker("pipeline"))
+        item.add_marker(pytest.mark.xdist_group("pipeline" if needs_pipeline(item) else item.module.__name__))
+    items.sort(key=lambda item: not needs_pipeline(item))
 
 
 def copy_of_the_project(home: Path) -> dict[str, str]:
     """Copies what git would bring, and what is not committed yet, to `home`; returns the environment of a shell there."""
     skip = shutil.ignore_patterns(".git", ".venv", "artifacts", "scratch", "__pycache__", "*.egg-info", "cache", "tmp",
-                                  ".pytest_cache", "raw", "dvc.lock", "config.local")      # the lock is another profile's
+                                  ".pytest_cache", "raw", "smoke", "book", "dvc.lock", "config.local")    # the lock is quick's
     shutil.copytree(ROOT, home, ignore=skip)
     params = home / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("profile: quick ", "profile: smoke ", 1), encoding="utf-8")

@@ -3,9 +3,7 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +11,7 @@ import time
 
 import pytest
 import torch
+from conftest import copy_of_the_project
 
 from lib import ROOT, cards, data, fleet, packing, params, sources, train
 
@@ -232,19 +231,12 @@ def test_a_run_measured_before_it_was_packed_needs_no_weights(machine, monkeypat
 @pytest.mark.pipeline
 def test_in_two_copies_of_the_project(tmp_path):
     """Train, measure, tell DVC, pack; unpack in the other copy, where nothing is left to do."""
-    skip = shutil.ignore_patterns(".git", ".venv", "artifacts", "scratch", "results", "__pycache__", "*.egg-info", "cache",
-                                  "tmp", ".pytest_cache", "raw", "tests")
-
     def call(home, *args):
-        env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=home, env=env, capture_output=True,
+        done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=home, env=envs[home], capture_output=True,
                               encoding="utf-8", errors="replace")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
-    for home in (tmp_path / "a", tmp_path / "b"):
-        shutil.copytree(ROOT, home, ignore=skip)
-        text = (home / "params.yaml").read_text(encoding="utf-8").replace("profile: quick ", "profile: smoke ", 1)
-        (home / "params.yaml").write_text(text, encoding="utf-8")
+    envs = {home: copy_of_the_project(home) for home in (tmp_path / "a", tmp_path / "b")}
     call(tmp_path / "a", "dvc", "config", "core.no_scm", "true")
     fleet_ = ("lib.fleet", "--runs", "reference", "softmax")
     out = call(tmp_path / "a", *fleet_, "--minutes", 5, "--commit", "--pack", tmp_path / "pack")

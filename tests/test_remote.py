@@ -31,7 +31,7 @@ def test_a_fresh_copy_pulls_the_runs_and_trains_nothing(pipeline, tmp_path):
         # what git would bring, and the remote's address: no artifacts, no cache, no scratch
         shutil.copytree(home, clone, ignore=shutil.ignore_patterns("artifacts", "cache", "tmp", "scratch", "__pycache__"))
     finally:
-        (home / ".dvc" / "config.local").unlink()
+        call(home, env, "dvc", "remote", "remove", "--local", "store")
     assert not (clone / "artifacts").exists()
     call(clone, env, "dvc", "pull", "-q")
     assert files(clone / "artifacts") == files(home / "artifacts")

@@ -1,5 +1,7 @@
 """The ground: pins, environment file and package agree; what the README promises exists."""
 import re
+import subprocess
+import sys
 import tomllib
 
 import yaml
@@ -10,27 +12,33 @@ from lib import ROOT
 
 
 def pins():
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     found = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line).groups()
                  for line in lines if line and not line.startswith("#"))
     return {re.sub(r"[-_.]+", "-", k).lower(): v for k, v in found.items()}
 
 
 def test_every_dependency_is_pinned_within_its_range():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for line in project["dependencies"]:
         need = Requirement(line)
         pinned = pins().get(re.sub(r"[-_.]+", "-", need.name).lower())
         assert pinned and need.specifier.contains(Version(pinned)), f"{line}: requirements.txt has {pinned}"
 
 
-def test_conda_installs_the_same_pins():
-    env = yaml.safe_load((ROOT / "environment.yml").read_text())
+def test_conda_installs_the_same_pins(tmp_path):
+    env = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python = next(d for d in env["dependencies"] if isinstance(d, str) and d.startswith("python="))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert Requirement(f"x{project['requires-python']}").specifier.contains(Version(python.split("=")[1]))
     pip = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
     assert pip[0] == "-r requirements.txt", "one list of versions, for pip and for conda"
+    lines = tmp_path / "condaenv.requirements.txt"      # what conda makes of them, and hands to pip
+    lines.write_text("\n".join(pip).replace("-r ", f"-r {ROOT.as_posix()}/"), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index", "-U", "-r", lines],
+                          cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+    # without an index, pip can go no further than to look for what builds the package itself
+    assert done.returncode == 0 or "setuptools" in done.stderr and "no such option" not in done.stderr, done.stderr
 
 
 def test_the_installed_versions_are_the_pins():
@@ -58,13 +66,13 @@ def test_imports_point_one_way():
     rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "distributed": 1, "inits": 2, "samplers": 2,
             "buffer": 2, "losses": 2, "sam": 2, "outliers": 2, "checkpoint": 2, "data": 3, "inception": 4, "sources": 4, "attacks": 4,
             "purification": 5, "worst_case": 5, "landscape": 5, "train": 5, "metrics": 5, "plots": 5, "uncertainty": 6, "evaluate": 7,
-            "applications": 8, "book": 9, "plain": 6, "bench": 9, "packing": 4, "cards": 9, "fleet": 10}
+            "applications": 8, "book": 9, "environment": 0, "files": 0, "pipeline": 0, "plain": 6, "bench": 9, "packing": 4, "cards": 9, "fleet": 10}
     for path in (ROOT / "lib").rglob("*.py"):
         room = path.relative_to(ROOT / "lib").with_suffix("").parts[0]          # a folder is one room
         if room == "__init__":
             continue
         assert room in rank, f"{path.name}: give it a place in the order"
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         used = set(re.findall(r"from lib\.(\w+)[\w.]* import", text))
         for group in re.findall(r"from lib import ([\w, ]+)", text):
             used |= {u.strip() for u in group.split(",")} - {"ROOT"}
@@ -73,16 +81,13 @@ def test_imports_point_one_way():
 
 
 def test_the_readmes_job_array_names_every_run():
-    import subprocess
-    import sys
-    code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "README.md").read_text())[1]
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     from lib import params
     assert printed.split() == params.runs()
 
 
 def test_no_large_file_is_tracked():
-    import subprocess
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8").stdout.split("\n")
     big = {f: (ROOT / f).stat().st_size for f in listed if f and (ROOT / f).exists() and (ROOT / f).stat().st_size > 6e6}
     assert not big
