@@ -331,7 +331,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     native = any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return "bf16" if native else "fp32"
+    # torch may be told to do without (ATEN_CPU_CAPABILITY=avx2): bf16 would be emulated then, 8 to 12 times as slow as fp32
+    return "bf16" if native and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2") else "fp32"
 
 
 # ------------------------------------------------------------------------------------------- the loop around it
