@@ -82,7 +82,7 @@ class Book:
             raise data.DataError(f"{path} is damaged ({type(e).__name__}): {remedy}") from None
         if lacking := [c for c in COLUMNS if c not in frame]:
             raise data.DataError(f"{path} has no column {', '.join(lacking)}: it is of another version; {remedy}")
-        return frame
+        return frame if len(frame) else frame.astype(float)     # of nothing, pandas cannot tell the type
 
     # ------------------------------------------------------------------------------------- what the notebook shows
     def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
@@ -129,6 +129,20 @@ class Book:
     def _datasets(self, runs) -> str:
         """Titles of the data sets that runs were trained on, each once."""
         return "; ".join(self.split(role).title for role in dict.fromkeys(params.run(r, self.profile).data for r in runs))
+
+    # ------------------------------------------------- runs that diverged early, or a profile that keeps no snapshots
+    def snapshots(self, run: str):
+        """What was measured along a run's training, first seed, as a pandas DataFrame with a row for each snapshot; where
+        none was kept, the end alone."""
+        import pandas as pd
+        end = self.metrics(run)["seeds"][0]
+        alone = {k: end[k] for k in ("accuracy",) if k in end} | (end.get("buffer") or end.get("samples") or {})
+        return pd.json_normalize(end.get("snapshots") or [{"iteration": end["iterations"], **alone}])
+
+    @staticmethod
+    def last(column) -> float:
+        """The last entry of a curve's column; NaN where the run diverged before its first row."""
+        return column.iloc[-1] if len(column) else float("nan")
 
 
 def published(id: str, **columns):
