@@ -56,3 +56,9 @@ def test_attacked_outliers_pass_for_data_more_often(prepared):
 def test_an_unknown_measurement_is_named():
     with pytest.raises(params.ConfigError, match="measure .'robustnes'.: expected some of robustness, ood"):
         applications.apply("softmax", ["robustnes"], "smoke")
+
+
+@pytest.mark.parametrize("what", [["robustness"], ["ood", "purified"]])
+def test_what_needs_classes_is_refused_where_there_are_none(what):
+    with pytest.raises(params.ConfigError, match="of at: it has one logit and no classes; expected some of ood, worst_case"):
+        applications.apply("at", what, "smoke")

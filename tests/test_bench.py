@@ -100,3 +100,15 @@ def test_no_part_is_begun_after_the_minutes_and_what_there_is_stays(small, monke
     now = bench.time.monotonic()
     monkeypatch.setattr(bench.time, "monotonic", lambda: now + 61)
     assert not list(found) and "1 minutes are over, left out: ways" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--rounds", "0"], "argument --rounds: 0 rounds; expected at least 2"), (["--rounds", "1"], "1 rounds; expected at least 2"),
+    (["--minutes", "-1"], "invalid amount value: '-1'"), (["--minutes", "nan"], "invalid amount value: 'nan'"),
+    (["--device", "cuda:97"], "device 'cuda:97' does not work")])
+def test_a_command_line_that_measures_nothing_is_refused(words, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", *words])
+    monkeypatch.setattr(bench, "measure", lambda *a: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as e:
+        bench.main()
+    assert says in capsys.readouterr().err + str(e.value)

@@ -3,10 +3,12 @@ import re
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
 import pytest
 import torch
 
-from lib import book, evaluate, params
+from lib import book, data, evaluate, params
 
 
 @pytest.fixture
@@ -70,3 +72,80 @@ def test_a_dead_link_is_found(written, tmp_path):
     page.write_text('<h2 id="here">x</h2> <a href="#here">1</a> <a href="#gone">2</a> <a class="b" href="99_no.html">3</a> '
                     '<a href="https://example.org/x">4</a>', encoding="utf-8")
     assert book.dead_links([page]) == ["00_map.html: #gone", "00_map.html: 99_no.html"]
+
+
+def test_a_damaged_result_says_what_makes_it_again(at_home, tmp_path):
+    b = at_home("smoke")
+    for kind, read, stage in (("metrics", b.metrics, "evaluate"), ("applications", b.applications, "apply")):
+        with pytest.raises(data.DataError, match=f"{kind}/jem.json is missing: run `dvc repro {stage}@jem`$"):
+            read("jem")
+        path = tmp_path / "results" / "smoke" / kind / "jem.json"
+        path.parent.mkdir()
+        path.write_text('{"seeds": [{"accur', encoding="utf-8")
+        with pytest.raises(data.DataError, match=f"{path} is damaged .torn.*: run `dvc repro {stage}@jem`$"):
+            read("jem")
+
+
+@pytest.mark.parametrize("text, says", [("", "is damaged .EmptyDataError."), ("a,b\n1,2,3\n1,2,3,4\n", "is damaged|has no column"),
+                                        ("iteration,loss\n1,2\n", "has no column epoch, cross_entropy")])
+def test_a_curve_that_is_none_is_named(at_home, tmp_path, monkeypatch, text, says):
+    (tmp_path / "curve.csv").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path))
+    with pytest.raises(data.DataError, match=f"curve.csv ({says}).*run `dvc repro train@jem`"):
+        at_home("smoke").curve("jem")
+
+
+def test_a_torn_record_stops_the_register_which_stays(at_home, tmp_path, monkeypatch):
+    at_home("smoke").figure("jempp-fig3", plt.figure(), dataset="x")
+    before = book.register("smoke")
+    path = tmp_path / "results" / "smoke" / "artefacts.json"
+    whole = path.read_bytes()
+    assert "files" in before["jempp-fig3"]
+    (tmp_path / "results" / "smoke" / "05_jempp_results" / "recorded.json").write_text('{"jempp-fig3": {', encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["book", "register", "--profile", "smoke"])
+    with pytest.raises(SystemExit, match="^error: .*recorded.json is damaged .torn.*: run its notebook again: python -m lib.book "
+                       "run 05_jempp_results --profile smoke$"):
+        book.main()
+    assert path.read_bytes() == whole
+
+
+def test_a_figure_and_a_table_that_cannot_be_written_leave_the_old_ones(at_home, tmp_path, monkeypatch):
+    b = at_home("smoke")
+    frame = pd.DataFrame({"\u03c1": [0.5]})
+    b.figure("jempp-fig3", plt.figure(), dataset="x"), b.table("jempp-table2", frame, dataset="x")
+    before = {p: p.read_bytes() for p in b.folder.iterdir()}
+    assert before[b.folder / "jempp-table2.csv"] == "\u03c1\n0.5\n".encode()
+
+    def full_disk(fd):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.fsync", full_disk)
+    for call in (lambda: b.figure("jempp-fig3", plt.figure(figsize=(1, 1))), lambda: b.table("jempp-table2", 2 * frame)):
+        with pytest.raises(OSError, match="jempp-(fig3.png|table2.csv) could not be written"):
+            call()
+    assert {p: p.read_bytes() for p in b.folder.iterdir()} == before
+
+
+def test_a_notebook_is_put_back_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Quick writes it into notebooks/, which is the reader's own file."""
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "NOTEBOOKS", tmp_path / "notebooks")
+    source = tmp_path / "notebooks" / "a.ipynb"
+    source.parent.mkdir()
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", id="a")])
+    source.write_text(nbformat.writes(nb), encoding="utf-8")
+    before = source.read_bytes()
+    monkeypatch.setattr("papermill.execute_notebook", lambda source, out, *a, **kw: nbformat.write(nb, out))
+
+    def kill(a, b):
+        raise OSError(5, "Input/output error")
+    with monkeypatch.context() as m:
+        m.setattr("os.replace", kill)
+        with pytest.raises(OSError, match="a.ipynb could not be written"):
+            book.run_notebook("a", "quick")
+    assert source.read_bytes() == before
+    out = book.run_notebook("a", "quick")
+    assert source.read_bytes() == out.read_bytes() and source.read_bytes().endswith(b"}\n")
+    assert [p.name for p in source.parent.iterdir()] == ["a.ipynb"]
+    source.write_bytes(before[:40])
+    with pytest.raises(data.DataError, match="a.ipynb is damaged .torn.*: restore it with git checkout"):
+        book.run_notebook("a", "quick")

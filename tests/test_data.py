@@ -176,3 +176,53 @@ def test_p0_shares_add_up():
         params.Start(kind="images", of={"noise": 0.5, "leaves": 0.4})
     with pytest.raises(ValueError, match="says what p0 is made of"):
         params.Start(kind="images")
+
+
+# ---------------------------------------------------------------------------------------------------- prepared files
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """The smoke profile's primary data in a folder of their own: their file."""
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    sources.stage("smoke", "primary")
+    return data.path_of("smoke", "primary")
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda b: b[:len(b) // 2], "is damaged .torn"), (lambda b: b"", "is damaged .empty"),
+    (lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], "is damaged .its own checksums do not hold")])
+def test_damaged_data_are_one_line(prepared, damage, says):
+    assert len(data.load("smoke").x_train) == 160
+    prepared.write_bytes(damage(prepared.read_bytes()))
+    with pytest.raises(data.DataError, match=f"primary.pt {says}.*: run `dvc repro data` .or python -m lib.sources --profile "
+                       "smoke.") as e:
+        data.load("smoke")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda s: s.pop("y_hold"), "holds no prepared data of this version"),
+    (lambda s: s.update(more=1), "holds no prepared data of this version"),
+    (lambda s: s.update(x_test=s["x_test"].float()), "holds no prepared data of this version"),
+    (lambda s: s.update(y_train=s["y_train"][1:]), "holds no prepared data of this version"),
+    (lambda s: s.update(gaussians={"mu": 1}), "holds no prepared data of this version"),
+    (lambda s: s.update(name="mnist"), r"holds MNIST 8x8 .* images.; params.yaml has fashion_mnist at 8 pixels"),
+    (lambda s: s.update(only=(9,)), r"holds Fashion-MNIST Boot 8x8 .*; params.yaml has fashion_mnist at 8 pixels"),
+    (lambda s: s.update({k: s[k].repeat(1, 1, 2, 2) for k in s if k[0] == "x"}), "holds Fashion-MNIST 16x16 .* at 8 pixels")])
+def test_data_of_another_version_or_set_are_one_line(prepared, change, says):
+    state = torch.load(prepared, weights_only=True)
+    change(state)
+    torch.save(state, prepared)
+    with pytest.raises(data.DataError, match=f"primary.pt {says}: run `dvc repro data`") as e:
+        data.load("smoke")
+    assert "\n" not in str(e.value)
+
+
+def test_a_full_disk_leaves_the_data_that_were_there(prepared, monkeypatch):
+    before, split = prepared.read_bytes(), data.load("smoke")
+
+    def full_disk(fd):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="primary.pt could not be written .No space left on device.; what was there before is int"):
+        data.save(split, prepared)
+    assert prepared.read_bytes() == before and [p.name for p in prepared.parent.iterdir()] == ["primary.pt"]

@@ -238,3 +238,26 @@ def test_more_processes_than_gpus_says_so(monkeypatch):
     with pytest.raises(params.ConfigError, match="process 1 has no GPU: there are 1; expected at most"):
         with distributed.joined("cuda"):
             pass
+
+
+@pytest.mark.parametrize("environment, says", [
+    ({"WORLD_SIZE": "2"}, "environment's LOCAL_RANK is None: expected a number, as torchrun sets it; start with torchrun"),
+    ({"WORLD_SIZE": "two"}, "environment's WORLD_SIZE is 'two': expected a number"),
+    ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "environment's RANK is None: expected a number"),
+    ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "environment's MASTER_PORT is None: expected a number")])
+def test_half_of_torchruns_environment_is_one_line(monkeypatch, environment, says):
+    for key in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(params.ConfigError, match=says):
+        with distributed.joined("cpu"):
+            pass
+
+
+def test_a_device_works_or_is_named():
+    assert distributed.device("cpu").type == "cpu" and distributed.device(None).type in ("cpu", "cuda")
+    for name in ("cuda:97", "nonsense", "meta"):
+        with pytest.raises(params.ConfigError, match=f"^device '{name}' does not work .*: torch .* has cpu.* here; name one of") as e:
+            distributed.device(name)
+        assert "\n" not in str(e.value) and len(str(e.value)) < 250

@@ -1,11 +1,12 @@
 """A trained run by name: three lines sample, classify and score."""
+import json
 import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lib import data, evaluate, networks, params, samplers, sources, train
+from lib import applications, data, evaluate, networks, params, samplers, sources, train
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,115 @@ def test_what_cannot_be_is_said_in_one_line(home, name, call, message):
 def test_a_run_that_was_not_trained_says_how_to(home):
     with pytest.raises(data.DataError, match="has no weights: train it with python -m lib.train jem --profile smoke"):
         evaluate.load_run("jem", "smoke")
+
+
+# ---------------------------------------------------------------------------------------- what is damaged or another's
+@pytest.fixture
+def jempp(home):
+    """jempp-m5's folder, put right afterwards."""
+    folder = home / "artifacts" / "smoke" / "jempp-m5" / "seed0"
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    yield folder
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def refused(says):
+    with pytest.raises(data.DataError, match=says) as e:
+        evaluate.load_run("jempp-m5", "smoke")
+    assert "\n" not in str(e.value) and str(e.value).count("train it with python -m lib.train jempp-m5 --profile smoke") == 1
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "buffer.pt", "metrics.json", "provenance.json"])
+@pytest.mark.parametrize("damage, says", [(lambda b: b[:len(b) // 2], "is damaged .torn"), (lambda b: b"", "is damaged .empty"),
+                                          (None, "is missing|has no weights")])
+def test_a_damaged_file_of_a_run_is_named_with_the_remedy(jempp, name, damage, says):
+    if damage:
+        (jempp / name).write_bytes(damage((jempp / name).read_bytes()))
+    else:
+        (jempp / name).unlink()
+    refused(f"{re.escape(str(jempp))}.*({says})")
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a weights file ran",)
+
+
+@pytest.mark.parametrize("weights, says", [
+    (lambda w: {"first.weight": Evil()}, "weights.pt is damaged .it asks for code, which was not run.: train"),
+    (lambda w: w | {"first.weight": torch.zeros(9, 1, 3, 3)}, r"is of another network: first.weight is \(9, 1, 3, 3\) there, "),
+    (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, r"is of another network: head.bias is missing there, \(10,\)"),
+    (lambda w: w | {"head.bias": torch.zeros(11)}, r"is of another network: head.bias is \(11,\) there, \(10,\) here"),
+    (lambda w: [1, 2], "is of another network: .* is missing there"),
+    (lambda w: w | {"head.bias": torch.full((10,), float("nan"))}, "holds numbers that are not finite, in head.bias: train"),
+])
+def test_weights_of_another_network_or_none_are_refused(jempp, weights, says, capsys):
+    torch.save(weights(torch.load(jempp / "weights.pt", weights_only=True)), jempp / "weights.pt")
+    refused(says)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("buffer, says", [
+    (torch.zeros(100, 1, 8, 8), r"buffer.pt holds torch.float32 of shape \(100, 1, 8, 8\); expected torch.uint8 \(n, 1, 8, 8\)"),
+    (torch.zeros(100, 3, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(100, 3, 8, 8\); expected"),
+    (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(0, 1, 8, 8\)"), ({"a": 1}, "holds dict; expected"),
+])
+def test_a_buffer_that_is_none_is_refused(jempp, buffer, says):
+    torch.save(buffer, jempp / "buffer.pt")
+    refused(says)
+
+
+@pytest.mark.parametrize("file, change, says", [
+    ("provenance.json", {"run": "jem"}, "seed0 holds jem, profile smoke, seed 0; expected jempp-m5, smoke, 0"),
+    ("provenance.json", {"profile": "quick"}, "seed0 holds jempp-m5, profile quick, seed 0; expected"),
+    ("provenance.json", {"seed": 1}, "seed0 holds jempp-m5, profile smoke, seed 1; expected"),
+    ("provenance.json", {"precision": ...}, "provenance.json lacks precision: it is of another version"),
+    ("metrics.json", {"verdict": ..., "planned": ...}, "metrics.json lacks verdict, planned: it is of another version"),
+])
+def test_another_runs_results_are_refused(jempp, file, change, says):
+    content = json.loads((jempp / file).read_text(encoding="utf-8")) | change
+    (jempp / file).write_text(json.dumps({k: v for k, v in content.items() if v is not ...}), encoding="utf-8")
+    refused(says)
+
+
+def test_a_snapshot_that_is_torn_is_named(home):
+    folder = home / "artifacts" / "smoke" / "at" / "seed0" / "snapshots"
+    path = max(folder.glob("*/weights.pt"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    at = evaluate.load_run("at", "smoke")
+    with pytest.raises(data.DataError, match=f"{path} is damaged .torn.*: train it anew with python -m lib.train at --prof"):
+        evaluate.generated(at, lambda *a, **kw: {})
+    path.write_bytes(whole)
+    assert [s["iteration"] for s in evaluate.generated(at, lambda *a, **kw: {})["snapshots"]] == [3, 6]
+
+
+def test_kept_moments_that_are_torn_are_computed_anew(home, capsys):
+    softmax, split = evaluate.load_run("softmax", "smoke"), data.load("smoke")
+    first = evaluate.moments_of_data(softmax, split)
+    [path] = (home / "scratch").glob("moments-*.npz")
+    path.write_bytes(path.read_bytes()[:200])
+    again = evaluate.moments_of_data(softmax, split)
+    assert f"{path} is damaged (BadZipFile): computed anew" in capsys.readouterr().err
+    assert (first.mean == again.mean).all() and (evaluate.moments_of_data(softmax, split).covariance == first.covariance).all()
+
+
+@pytest.mark.parametrize("module, words", [(evaluate, ["softmax"]), (applications, ["softmax", "ood"])])
+def test_where_nothing_can_be_written_nothing_is_computed(module, words, tmp_path, monkeypatch):
+    (tmp_path / "results").write_bytes(b"")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "evaluate" if module is evaluate else "apply", lambda *a: pytest.fail("computed"))
+    monkeypatch.setattr("sys.argv", ["command", *words, "--profile", "smoke"])
+    with pytest.raises(SystemExit, match="^error: .*results/smoke/.* is no folder to write to .*: make it writable"):
+        module.main()
+
+
+def test_a_device_that_is_not_there_is_named(home):
+    with pytest.raises(params.ConfigError, match="device 'cuda:97' does not work .*: torch .* has cpu"):
+        evaluate.load_run("softmax", "smoke", device="cuda:97")
+    for call in (lambda: evaluate.evaluate("softmax", "smoke", "nonsense"),
+                 lambda: applications.apply("softmax", ["ood"], "smoke", "meta")):
+        with pytest.raises(params.ConfigError, match="device '(nonsense|meta)' does not work") as e:
+            call()
+        assert "\n" not in str(e.value)

@@ -228,6 +228,71 @@ def test_a_run_measured_before_it_was_packed_needs_no_weights(machine, monkeypat
     assert job.finished and not fleet.measurements([job])
 
 
+# -------------------------------------------------------------------------------------------------- what is damaged
+@pytest.mark.parametrize("file, damage, says", [
+    ("provenance.json", lambda b: b[:len(b) // 2], "is damaged .torn.*: softmax seed 0 counts as unfinished"),
+    ("provenance.json", lambda b: b'{"config": 3}', ""), ("provenance.json", lambda b: b"[]", "holds no JSON object"),
+    ("weights.pt", lambda b: b[:len(b) // 2], "is damaged .torn.: softmax seed 0 counts as unfinished")])
+def test_a_damaged_result_is_unfinished_and_stops_nothing(machine, monkeypatch, capsys, file, damage, says):
+    home = machine("a")
+    command(monkeypatch, capsys, "--minutes", 5)
+    whole = weights(home, "softmax")
+    path = home / "artifacts" / "smoke" / "softmax" / "seed0" / file
+    path.write_bytes(damage(path.read_bytes()))
+    monkeypatch.setattr(sys, "argv", ["fleet", "--profile", "smoke", "--runs", *NAMES])
+    with pytest.raises(SystemExit) as e:
+        fleet.main()
+    out, err = capsys.readouterr()
+    assert e.value.code == train.UNFINISHED and out.endswith("1 of 3 pending, next softmax seed 0\n")
+    assert re.search(says, err) and len(err.splitlines()) == bool(says), "once, however often jobs are looked at"
+    assert command(monkeypatch, capsys, "--minutes", 5)[0] == 0 and same(weights(home, "softmax"), whole)
+
+
+def test_damaged_data_are_prepared_anew(machine, monkeypatch, capsys):
+    machine("a")
+    path = data.path_of("smoke", "primary")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    status, out = command(monkeypatch, capsys, "--minutes", 5)
+    assert status == 0 and out[0].startswith(f"prepared anew: {path} is damaged (torn") and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("nth", range(1, 12, 2))
+def test_a_kill_while_unpacking_leaves_no_torn_file_and_no_job_that_seems_finished(machine, monkeypatch, capsys, tmp_path, nth):
+    home = machine("a")
+    command(monkeypatch, capsys, "--minutes", 5, "--pack", tmp_path / "pack")
+    fresh, real, calls = machine("b", prepared=False), shutil.copyfileobj, []
+
+    def killed(source, to, *a):
+        calls.append(to)
+        if len(calls) == nth:
+            to.write(source.read(20))
+            raise KeyboardInterrupt
+        real(source, to, *a)
+    with monkeypatch.context() as m:
+        m.setattr(shutil, "copyfileobj", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fleet.restore(tmp_path / "pack", "smoke")
+    assert not [j for j in fleet.jobs("smoke", NAMES) if j.finished]
+    for path in (p for p in fresh.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (home / path.relative_to(fresh)).read_bytes()
+    fleet.restore(tmp_path / "pack", "smoke")
+    assert all(j.finished for j in fleet.jobs("smoke", NAMES))
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"), (["--minutes", "-1"], "invalid amount value"),
+    (["--megabytes", "nan"], "argument --megabytes: invalid amount"), (["--pack", "PACK"], "PACK is no folder to write to")])
+def test_a_command_line_that_cannot_be_is_one_line(machine, monkeypatch, capsys, tmp_path, words, says):
+    machine("a")
+    (tmp_path / "PACK").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["fleet", "--profile", "smoke", *(w.replace("PACK", str(tmp_path / "PACK")) for w in words)])
+    monkeypatch.setattr(fleet, "work", lambda *a: pytest.fail("trained"))
+    with pytest.raises(SystemExit) as e:
+        fleet.main()
+    assert says in capsys.readouterr().err + str(e.value)
+
+
 @pytest.mark.pipeline
 def test_in_two_copies_of_the_project(tmp_path):
     """Train, measure, tell DVC, pack; unpack in the other copy, where nothing is left to do."""

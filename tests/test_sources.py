@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -55,6 +56,84 @@ def test_the_four_idx_files_of_a_folder(tmp_path, monkeypatch):
     (tmp_path / names[3]).unlink()
     with pytest.raises(data.DataError, match="is missing: expected the four"):
         sources.full("fashion_mnist", tmp_path)
+
+
+def extracted(root, kind, monkeypatch, counts=(30, 20), mean=None):
+    """Torchvision's folder with what it extracts, small, with checksums to fit: (folder, arrays)."""
+    folder, g = root / "data" / "raw" / kind.__name__ / "raw", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    arrays = []
+    for n in counts:
+        arrays += [g.integers(0, 256, (n, 28, 28), np.uint8), np.arange(n, dtype=np.uint8) % 10]
+    names = [file.removesuffix(".gz") for file, _ in kind.resources]
+    for name, array in zip(names, arrays):
+        (folder / name).write_bytes(_idx(array))
+    monkeypatch.setattr(sources, "ROOT", root)
+    monkeypatch.setattr(sources, "DEBIAN", {})
+    monkeypatch.setattr(kind, "mirrors", [(root / "nowhere").as_uri() + "/"])               # a test downloads nothing
+    monkeypatch.setattr(sources, "FASHION", {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names})
+    monkeypatch.setattr(sources, "MNIST_DIGITS", tuple((n // 10,) * 10 for n in counts))
+    monkeypatch.setattr(sources, "MNIST_MEANS", [a.mean() / 255 for a in arrays[::2]])
+    return folder, arrays
+
+
+BOTH = pytest.mark.parametrize("name, kind", [("fashion_mnist", vision.datasets.FashionMNIST), ("mnist", vision.datasets.MNIST)])
+
+
+@BOTH
+def test_extracted_files_are_read_and_verified(tmp_path, monkeypatch, name, kind):
+    """torchvision itself looks at the packed files' checksums alone, and at those only when it fetches them."""
+    folder, arrays = extracted(tmp_path, kind, monkeypatch)
+    assert all(np.array_equal(a, b) for a, b in zip(sources.full(name), arrays))
+    for i, path in enumerate(folder / file.removesuffix(".gz") for file, _ in kind.resources):
+        whole = path.read_bytes()
+        for content in (np.random.default_rng(1).bytes(len(whole)), whole[:16] + np.random.default_rng(1).bytes(len(whole) - 16),
+                        whole[:-1], b"", whole[:16] + bytes(len(whole) - 16)):
+            path.write_bytes(content)
+            with pytest.raises(data.DataError, match="and they are fetched again|and it is fetched again") as e:
+                sources.full(name)
+            assert str(path) in str(e.value) or i % 2 and str(path).replace("labels-idx1", "images-idx3") in str(e.value)
+            assert "\n" not in str(e.value)
+        path.write_bytes(whole)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(data.DataError, match=f"{name}: .*is missing and not to be downloaded"):
+        sources.full(name)
+
+
+@BOTH
+def test_packed_files_count_where_they_are_there(tmp_path, monkeypatch, name, kind):
+    folder, arrays = extracted(tmp_path, kind, monkeypatch)
+    resources = []
+    for (file, _), array in zip(kind.resources, arrays):
+        (folder / file).write_bytes(gzip.compress(_idx(array)))
+        (folder / file.removesuffix(".gz")).write_bytes(b"any bytes")
+        resources.append((file, hashlib.md5((folder / file).read_bytes()).hexdigest()))
+    with pytest.raises(data.DataError, match="train-images-idx3-ubyte.gz is corrupt or another file: its MD5 is not"):
+        sources.full(name)
+    monkeypatch.setattr(kind, "resources", resources)
+    assert all(np.array_equal(a, b) for a, b in zip(sources.full(name), arrays))
+
+
+def test_the_pinned_checksums_are_of_the_published_files():
+    """Debian's package holds the published content, packed anew; our 10,000 are from it."""
+    folder = sources.DEBIAN["fashion_mnist"]
+    if not folder.exists():
+        pytest.skip("the package dataset-fashion-mnist is not installed")
+    x, y, xt, yt = sources.full("fashion_mnist")
+    assert x.shape == (60_000, 28, 28) and np.array_equal(np.bincount(y), [6000] * 10) and len(xt) == len(yt) == 10_000
+    assert as_set(sources.embedded("fashion_mnist")[0]) <= as_set(x)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-4] + b"1234", lambda b: gzip.compress(b"other")])
+def test_a_damaged_package_is_named(tmp_path, monkeypatch, damage):
+    arrays = [np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.uint8)] * 2
+    for (file, _), array in zip(vision.datasets.FashionMNIST.resources, arrays):
+        (tmp_path / file).write_bytes(gzip.compress(_idx(array)))
+    monkeypatch.setattr(sources, "DEBIAN", {"fashion_mnist": tmp_path})
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(data.DataError, match=f"{path} is damaged.*: install its package again"):
+        sources.full("fashion_mnist")
 
 
 def test_a_truncated_idx_file():
@@ -300,3 +379,79 @@ def test_the_stage_names_all_that_is_missing_at_once(tmp_path, monkeypatch, caps
     assert lines[2] == "A set that you do without: scales.smoke.data.<role>: null"
     assert {p.name for p in tmp_path.glob("*.pt")} == {"primary.pt", "cats.pt", "church.pt"}
     assert "primary: MNIST 8x8 (100 training images)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------- odd image files
+@pytest.fixture
+def folder(tmp_path):
+    """Two ordinary images, which a folder needs at least."""
+    from PIL import Image
+    for name in "ab":
+        Image.new("RGB", (16, 16), (100, 150, 200)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_scaled_not_cut_off(folder, mode):
+    """All above 255 became white before: 98 % of what a 16-bit image shows."""
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).repeat(16).reshape(256, 16).T.copy()       # (16, 256)
+    image = Image.fromarray(ramp.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]))
+    assert image.mode == mode
+    image.save(folder / "c.png", format=None if mode == "I;16" else "TIFF")
+    eight = Image.fromarray((np.arange(256, dtype=np.uint8)[None].repeat(16, 0)))
+    eight.save(folder / "d.png")
+    x = sources._images([folder / "c.png", folder / "d.png"], 16)
+    assert np.array_equal(x[0], x[1]) and len(np.unique(x[0])) > 10
+
+
+def test_numbers_of_no_known_range_are_refused(folder):
+    from PIL import Image
+    Image.fromarray(np.linspace(0, 3, 256, dtype=np.float32).reshape(16, 16)).save(folder / "c.png", format="TIFF")
+    with pytest.raises(data.DataError, match="c.png is no readable image .float32 from 0 to 3; expected 8 or 16 bits a channel."):
+        sources.image_folder("celeba", folder, 16)
+
+
+def bomb(path):
+    """A PNG of 40,000 x 40,000 pixels that has none of them."""
+    def chunk(kind, content):
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+    head = (40_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+def large_text(path):
+    from PIL import Image, PngImagePlugin
+    info = PngImagePlugin.PngInfo()
+    info.add_text("a", "b" * 2_000_000, zip=True)
+    Image.new("L", (16, 16)).save(path, pnginfo=info)
+
+
+@pytest.mark.parametrize("write, says", [
+    (bomb, "decompression bomb"), (large_text, "too large"), (lambda p: p.write_bytes(b""), "cannot identify"),
+    (lambda p: p.write_bytes((p.parent / "a.png").read_bytes()[:60]), "")], ids=["bomb", "text", "empty", "torn"])
+def test_a_hostile_or_damaged_image_is_one_line(folder, write, says):
+    write(folder / "c.png")
+    with pytest.raises(data.DataError, match=f"c.png is no readable image .*{says}.*: fetch it again, or remove it") as e:
+        sources.image_folder("celeba", folder, 16)
+    assert "\n" not in str(e.value)
+
+
+def test_files_of_another_kind_are_passed_over_with_a_word(folder, capsys):
+    from PIL import Image
+    assert len(sources.image_folder("celeba", folder, 16)[0]) == 1 and not capsys.readouterr().err
+    for name in ("c.gif", "d.GIF", "e.bmp"):
+        Image.new("L", (16, 16)).save(folder / name)
+    (folder / "notes.txt").write_bytes(b"")
+    assert len(sources.image_folder("celeba", folder, 16)[0]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{folder}: passed over 1 .bmp files, 2 .gif files; images are read from .png,") and said.count("\n") == 1
+
+
+def test_where_nothing_can_be_written_nothing_is_prepared(tmp_path, monkeypatch):
+    (tmp_path / "artifacts").write_bytes(b"")
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "stage", lambda *a: pytest.fail("prepared"))
+    monkeypatch.setattr("sys.argv", ["sources", "--profile", "smoke"])
+    with pytest.raises(SystemExit, match="^error: .*artifacts/smoke/data is no folder to write to .*: make it writable"):
+        sources.main()

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 
-from lib import ROOT, data, params, sources, train
+from lib import ROOT, data, files, params, sources, train
 
 
 def configure(name="jempp-m5", **update):
@@ -235,3 +236,99 @@ def test_command_line_says_what_is_wrong():
     done = subprocess.run([sys.executable, "-m", "lib.train", "jempp-m99", "--profile", "smoke"], cwd=ROOT,
                           capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode != 0 and done.stderr.startswith("error: runs: no 'jempp-m99'")
+
+
+# --------------------------------------------------------------------------------------- what ends early, or is damaged
+def strict(path):
+    """JSON as the standard has it: no NaN, no Infinity."""
+    def no(constant):
+        raise ValueError(f"{constant} in {path}")
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=no)
+
+
+def test_a_run_that_diverges_at_once_leaves_results_that_can_be_read(split, tmp_path):
+    run = configure("jempp-m5").model_copy(update={"snapshots": 2})
+    trainer = train.Trainer(run, split, 0)
+    before, real = weights(trainer), trainer.step
+    trainer.step = lambda: {**real(), "loss": torch.tensor(float("nan"))}
+    m = train.fit(trainer, tmp_path / "a", tmp_path / "s")
+    assert m["verdict"] == "diverged at iteration 1" and m["iterations"] == 0 and m["holdout_accuracy"] is None
+    assert strict(tmp_path / "a" / "metrics.json") == m and all(v == v for v in m.values())
+    assert (tmp_path / "a" / "curve.csv").read_text(encoding="utf-8") == ",".join(train.COLUMNS) + "\n"
+    curve = pd.read_csv(tmp_path / "a" / "curve.csv")
+    assert curve.empty and tuple(curve.columns) == train.COLUMNS
+    assert torch.equal(weights(trainer), before), "what is published are the first weights"
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"weights.pt", "buffer.pt", "metrics.json", "curve.csv"}
+
+
+def test_a_divergence_without_an_intact_checkpoint_is_one_line(split, tmp_path):
+    trainer = train.Trainer(configure("softmax"), split, 0)
+    real = trainer.step
+
+    def step():
+        row = real()
+        if trainer.iteration == 8:
+            for path in (tmp_path / "s").glob("*.pt"):
+                path.write_bytes(b"torn")
+            row["loss"] = torch.tensor(float("nan"))
+        return row
+    trainer.step = step
+    with pytest.raises(data.DataError, match="softmax diverged, and no checkpoint in .* is intact: run the same command again"):
+        train.fit(trainer, tmp_path / "a", tmp_path / "s")
+
+
+def test_a_checkpoint_of_another_version_is_one_line(split, tmp_path):
+    run = configure("softmax")
+    with pytest.raises(train.OutOfTime):
+        fit(run, split, tmp_path, "a", deadline=time.monotonic())
+    path = max((tmp_path / "a-scratch").glob("*.pt"))
+    state = torch.load(path, weights_only=True)
+    del state["common"]
+    torch.save(state, path)
+    with pytest.raises(data.DataError, match="a-scratch holds a checkpoint of another version .KeyError.: remove that folder"):
+        fit(run, split, tmp_path, "a")
+
+
+def test_a_kill_between_two_files_leaves_nothing_that_passes_for_a_result(split, tmp_path, monkeypatch):
+    """provenance.json, which vouches for the others, is gone before the first of them is replaced."""
+    monkeypatch.setattr(data, "load", lambda *a: split)
+    train.train(configure("jempp-m5"), "cpu", tmp_path / "a", tmp_path / "s")
+    folder, real = tmp_path / "a" / "smoke" / "jempp-m5" / "seed0", files.write_tensors
+    assert (folder / "provenance.json").exists()
+
+    def killed(path, state):
+        if path.name == "buffer.pt":
+            raise Interrupted
+        real(path, state)
+    monkeypatch.setattr(files, "write_tensors", killed)
+    with pytest.raises(Interrupted):
+        train.train(configure("jempp-m5", lr=0.05), "cpu", tmp_path / "a", tmp_path / "s")
+    assert (folder / "weights.pt").exists() and not (folder / "provenance.json").exists()
+
+
+@pytest.mark.parametrize("taken", ["a", "s"])
+def test_where_nothing_can_be_written_nothing_is_trained(split, tmp_path, monkeypatch, taken):
+    monkeypatch.setattr(data, "load", lambda *a: pytest.fail("data were loaded"))
+    (tmp_path / taken).write_bytes(b"")
+    with pytest.raises(OSError, match=f"{tmp_path / taken} is no folder to write to .File exists.: make it writable"):
+        train.train(configure("softmax"), "cpu", tmp_path / "a", tmp_path / "s")
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--device", "cuda:97"], "error: device 'cuda:97' does not work"), (["--device", "nonsense"], "device 'nonsense' does not work"),
+    (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"), (["--minutes", "-1"], "invalid amount value"),
+    (["--minutes", "inf"], "invalid amount value: 'inf'")])
+def test_a_command_line_that_cannot_be_is_one_line(words, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "softmax", "--profile", "smoke", *words])
+    with pytest.raises(SystemExit) as e:
+        train.main()
+    assert says in capsys.readouterr().err + str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_commit_is_unknown_without_git_and_outside_a_checkout(tmp_path, monkeypatch):
+    assert train.commit() != ""
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert train.commit() == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train.commit() == "unknown"
