@@ -13,7 +13,7 @@ import sys
 import venv
 from pathlib import Path
 
-from lib import ROOT
+from lib import ROOT, files
 
 SUPPORTED = (3, 11), (3, 14)            # from, to: torch has wheels for these
 FILES = ("requirements.txt", "pyproject.toml")
@@ -44,19 +44,20 @@ def set_up(folder: Path) -> None:
     pip = [str(python_of(folder)), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], check=True)
     subprocess.run([*pip, "--no-deps", "-e", str(ROOT)], check=True)
-    ready.write_text(wanted, encoding="utf-8")
+    files.write_text(ready, wanted)
 
 
+@files.command(ValueError)
 def main() -> None:
     folder = ROOT / ".venv"
     if reason := refusal(sys.version_info[:2]):
-        sys.exit(f"error: {reason}")
+        raise ValueError(reason)
+    files.writable(ROOT)
     try:
         set_up(folder)
     except subprocess.CalledProcessError as e:
-        sys.exit(f"error: pip ended with status {e.returncode}, for the reason above: mend it and run the same command again")
-    except OSError as e:
-        sys.exit(f"error: {folder} could not be set up ({e}): is the folder writable, and the disk not full?")
+        raise ValueError(f"pip ended with status {e.returncode}, for the reason above: mend it and run the same command "
+                         "again") from None
     print(python_of(folder).relative_to(ROOT).as_posix())
 
 

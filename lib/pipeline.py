@@ -26,7 +26,7 @@ import sys
 import time
 from pathlib import Path
 
-from lib import ROOT
+from lib import ROOT, files
 
 LOGS = ROOT / "scratch" / "logs"
 KINDS = ("data", "notebook-01", "train", "evaluate", "apply")       # the first pictures early; then what others wait for
@@ -37,7 +37,7 @@ LOCK_SHARE = 20         # DVC parses and writes all of dvc.lock each time, secon
 
 
 class Failed(RuntimeError):
-    """Stages that ended with an error; what else was at work has been finished and recorded."""
+    """Stages that ended with an error, what else was at work having been finished and recorded; or DVC's own refusal."""
 
 
 # ------------------------------------------------------------------------------------------ how many side by side
@@ -122,6 +122,7 @@ class Pipeline:
         place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])      # noqa: E731
         self.waiting = {s: set(graph.successors(s)) for s in sorted(needed, key=place)}
         self.unwritten, self.written, self.writing, self.held = [], time.monotonic(), 0.0, {}
+        self.interrupted = False
 
     @contextlib.contextmanager
     def locked(self):
@@ -186,11 +187,12 @@ class Pipeline:
         """Bring every stage up to date, as many side by side; returns the seconds of those that ran, by name.
 
         Raises: Failed where a command ends with an error: no other begins, those at work are finished and recorded.
+        KeyboardInterrupt after `interrupt`: those at work are ended, and will continue from their checkpoints.
         """
-        LOGS.mkdir(parents=True, exist_ok=True)
-        context, count, seconds, failed, running = processes(), len(self.waiting), {}, [], {}
+        files.writable(LOGS)
+        context, count, seconds, failed, running, spoke = processes(), len(self.waiting), {}, [], {}, time.monotonic()
         try:
-            while True:
+            while not self.interrupted:
                 with self.locked():                                 # once for all that is up to date: taking it costs time
                     while not failed and len(running) < side_by_side and (stage := self._next()):
                         if self.begin(stage):
@@ -198,30 +200,37 @@ class Pipeline:
                             running[job.process.sentinel] = job
                 if not running:
                     break
-                ended = multiprocessing.connection.wait(running, timeout=QUIET)
-                for job in [running.pop(sentinel) for sentinel in ended]:
+                ended = multiprocessing.connection.wait(running, timeout=0.5)      # then look whether we are to stop
+                for job in [running.pop(sentinel) for sentinel in ended if not self.interrupted]:
                     took = job.ended()
                     self.end(job.stage, took is not None)
                     if took is None:
                         failed.append(job)
                         continue
-                    seconds[job.name] = took
+                    seconds[job.name], spoke = took, time.monotonic()
                     done = count - len(self.waiting) - len(running)
                     print(f"[{done:{len(str(count))}}/{count}] {job.name:32} {took:6.1f} s", flush=True)
                     if job.name == "notebook-01":
                         print("First pictures: notebooks/01_energies_in_2d.ipynb", flush=True)
-                if not ended:
+                if time.monotonic() - spoke > QUIET:
                     print("\n".join(f"  at work: {job}" for job in running.values()), flush=True)
+                    spoke = time.monotonic()
         finally:
-            for job in running.values():                            # an interruption: each continues from its checkpoint
+            for job in running.values():
                 job.process.terminate()
                 job.ended()
                 self.end(job.stage, False)
             self.write()
+        if self.interrupted:
+            raise KeyboardInterrupt
         if failed:
             raise Failed("\n".join(f"stage {job.name} failed; all of its output is in {job.log.relative_to(ROOT).as_posix()}, "
                                    f"which ends:\n{job.tail()}" for job in failed))
         return seconds
+
+    def interrupt(self, *_) -> None:
+        """A signal's handler, which only takes note: DVC is not to be left in the middle of a file."""
+        self.interrupted = True
 
     def _next(self):
         """The first stage that waits for no other, which it leaves to the caller; None where all wait."""
@@ -260,7 +269,7 @@ def without_git() -> None:
         return
     text = local.read_text(encoding="utf-8") if local.exists() else ""
     if "no_scm" not in text:
-        local.write_text(text + "[core]\n    no_scm = true\n", encoding="utf-8", newline="\n")
+        files.write_text(local, text + "[core]\n    no_scm = true\n")
 
 
 def summary(seconds: dict[str, float]) -> str:
@@ -275,6 +284,7 @@ def summary(seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+@files.command(Failed, ValueError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bring the pipeline of dvc.yaml up to date, stages side by side.")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need; none: all")
@@ -285,16 +295,18 @@ def main() -> None:
     os.environ["DVC_NO_ANALYTICS"] = "1"
     from dvc.exceptions import DvcException
     logging.getLogger("dvc").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)       # a scheduler's end is tidied up like Ctrl-C
     began = time.monotonic()
     try:
         side_by_side = jobs(args.jobs)
         without_git()
-        seconds = Pipeline(args.stages).run(side_by_side)
+        stages = Pipeline(args.stages)
+        for number in (signal.SIGINT, signal.SIGTERM):              # Ctrl-C, and a scheduler's end
+            signal.signal(number, stages.interrupt)
+        seconds = stages.run(side_by_side)
     except KeyboardInterrupt:
         sys.exit("interrupted: what was finished stays, and the same command continues")
-    except (Failed, ValueError, OSError, DvcException) as e:
-        sys.exit(f"error: {e}")
+    except DvcException as e:
+        raise Failed(e) from None
     if not seconds:
         print("Nothing changed: results are up to date.")
         return

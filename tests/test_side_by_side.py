@@ -32,7 +32,7 @@ print("made", sys.argv[1])
 def project(tmp_path):
     """A small pipeline beside a link to lib: folder, and what runs the runner there."""
     (tmp_path / "lib").mkdir()
-    for name in ("__init__.py", "pipeline.py"):
+    for name in ("__init__.py", "files.py", "pipeline.py"):
         (tmp_path / "lib" / name).write_bytes((ROOT / "lib" / name).read_bytes())
     (tmp_path / "dvc.yaml").write_text(STAGES, encoding="utf-8")
     (tmp_path / "make.py").write_text(MAKE, encoding="utf-8")
@@ -58,7 +58,8 @@ def test_all_of_it_runs_in_an_order_that_its_needs_allow_and_then_no_more(projec
     assert "made d.txt" in (project.home / "scratch" / "logs" / "last.log").read_text(encoding="utf-8")
     assert "no_scm" in (project.home / ".dvc" / "config.local").read_text(encoding="utf-8"), "an archive: no .git"
     assert project.run() == "Nothing changed: results are up to date.\n"
-    status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=project.home, capture_output=True, text=True)
+    status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=project.home, capture_output=True,
+                            encoding="utf-8")
     assert "up to date" in status.stdout, "DVC finds in dvc.lock what it would have written itself"
 
 
@@ -137,5 +138,5 @@ def test_memory_is_the_smaller_of_the_machines_and_the_containers(monkeypatch):
 def test_the_environment_refuses_a_python_without_wheels_in_one_line(monkeypatch, capsys):
     assert [environment.refusal(v) is None for v in ((3, 10), (3, 11), (3, 14), (3, 15))] == [False, True, True, False]
     monkeypatch.setattr(environment.sys, "version_info", (3, 9, 1))
-    with pytest.raises(SystemExit, match="Python 3.9: expected 3.11 to 3.14; choose one with make PYTHON"):
+    with pytest.raises(SystemExit, match="^error: Python 3.9: expected 3.11 to 3.14; choose one with make PYTHON"):
         environment.main()
