@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import ROOT, attacks, data, distributed, evaluate, files, metrics, outliers, params, purification, train, uncertainty
+from lib import (
+    ROOT, attacks, data, distributed, evaluate, files, metrics, outliers, params, purification, train, uncertainty)
 from lib import worst_case as attack_on
 from lib.energy import Energy
 

@@ -211,7 +211,8 @@ def register(profile: str | None = None) -> dict:
     files.writable(folder)
     found = {}
     for path in sorted(folder.glob("*/recorded.json")):
-        found |= files.read_json(path, f"run its notebook again: python -m lib.book run {path.parent.name} --profile {profile}")
+        again = f"python -m lib.book run {path.parent.name} --profile {profile}"
+        found |= files.read_json(path, f"run its notebook again: {again}")
     notebooks = {p.stem[:2]: p.stem for p in NOTEBOOKS.glob("*.ipynb")}
     merged = {}
     for id, about in papers.ARTEFACTS.items():

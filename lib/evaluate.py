@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import ROOT, checkpoint, data, distributed, files, inception, metrics, networks, params, samplers, train, uncertainty
+from lib import (
+    ROOT, checkpoint, data, distributed, files, inception, metrics, networks, params, samplers, train, uncertainty)
 from lib.energy import Energy, log_p_y
 
 SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
@@ -28,7 +29,7 @@ BATCH = 250         # images moved at once
 RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
 FRESH = 1000        # chains without the buffer: as many as the most confident share of 10,000
 SOME = 5000         # of Inception's features of the data, kept for KID
-KEPT = ("verdict", "iterations", "planned", "epochs", "divergences", "seconds", "seconds_per_epoch")   # of training's numbers
+KEPT = ("verdict", "iterations", "planned", "epochs", "divergences", "seconds", "seconds_per_epoch")        # of training's
 
 
 @dataclass
@@ -141,15 +142,15 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
         raise data.DataError(f"{folder} has no weights: {remedy}")
     about = files.read_json(folder / "provenance.json", remedy, ("run", "profile", "seed", "precision"))
     if (its := (about["run"], about["profile"], about["seed"])) != (run.name, run.profile, seed):
-        raise data.DataError(f"{folder} holds {its[0]}, profile {its[1]}, seed {its[2]}; expected {run.name}, {run.profile}, "
-                             f"{seed}: {remedy}")
+        raise data.DataError(f"{folder} holds {its[0]}, profile {its[1]}, seed {its[2]}; expected {run.name}, "
+                             f"{run.profile}, {seed}: {remedy}")
     numbers, split = files.read_json(folder / "metrics.json", remedy, KEPT), data.load(run.profile, run.data)
     model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
                            size=split.shape[1])
     _load_weights(model, folder, remedy)
     chains = run.start is not None and run.start.kind != "images"
-    return Trained(run, seed, model.to(distributed.device(device)).eval(), _buffer(folder, split.shape, remedy) if chains else
-                   None, numbers, about, folder, split.shape)
+    buffer = _buffer(folder, split.shape, remedy) if chains else None
+    return Trained(run, seed, model.to(distributed.device(device)).eval(), buffer, numbers, about, folder, split.shape)
 
 
 def _load_weights(model: torch.nn.Module, folder: Path, remedy: str) -> None:

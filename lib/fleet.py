@@ -275,7 +275,8 @@ def _by_run(every: list[Job]) -> dict[str, list[Job]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure what is pending, within a number of minutes.")
     parser.add_argument("--profile", choices=params.PROFILES)
-    parser.add_argument("--minutes", type=train.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending")
+    parser.add_argument("--minutes", type=train.amount, default=0.0,
+                        help="for all of it, packing apart; 0: say what is pending")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="a pack's folder, or its manifest: continue from it")
     parser.add_argument("--commit", action="store_true", help="tell DVC of what is finished, so that it is not trained again")

@@ -23,8 +23,8 @@ PARTS = ".tar.gz."
 
 
 def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> dict:
-    """Write the files at `paths`, the first ones first, so far as they fit, into folder/: at most `count` files with the manifest
-    NAME.json, each of at most `megabytes` (10^6 bytes). A pack of the same name is replaced. Returns the manifest.
+    """Write the files at `paths`, the first ones first, so far as they fit, into folder/: at most `count` files with the
+    manifest NAME.json, each of at most `megabytes` (10^6 bytes). A pack of the same name is replaced. Returns the manifest.
 
     Args:
         paths: of the files, under `root`.
@@ -39,6 +39,9 @@ def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
     try:
         held, left_out = _gather(paths, root, whole, room)
         manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
+    except OSError as e:
+        raise OSError(f"{folder} could not take the pack ({e}): free disk space, or name another folder; what is packed stays "
+                      "where it is") from e
     finally:
         whole.unlink(missing_ok=True)
     files.write_json(folder / f"{name}.json", manifest)

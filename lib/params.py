@@ -301,13 +301,17 @@ def load(path: Path | None = None) -> dict:
     """The whole of params.yaml. Raises: ConfigError where it is missing, not UTF-8 or no YAML."""
     path = Path(path or ROOT / "params.yaml")
     try:
-        return _read(str(path), path.stat().st_mtime)
+        found = _read(str(path), path.stat().st_mtime)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: restore it (git checkout params.yaml)") from None
     except files.DataError as e:
         raise ConfigError(str(e)) from None
     except yaml.YAMLError as e:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds {'nothing' if found is None else type(found).__name__}: expected the sections "
+                          "profile, scales and runs; restore it (git checkout params.yaml)")
+    return found
 
 
 def profile(name: str | None = None, params: dict | None = None) -> str:

@@ -136,8 +136,8 @@ def _mnist_family(name: str, kind, raw: Path) -> tuple[np.ndarray, ...] | None:
         for x, y, path, counts, mean in zip(arrays[::2], arrays[1::2], paths[::2], MNIST_DIGITS, MNIST_MEANS):
             same = x.shape == (sum(counts), 28, 28) and y.shape == (sum(counts),) and tuple(np.bincount(y)) == counts
             if not same or abs(x.mean() / 255 - mean) > 1e-3:
-                raise DataError(f"{path} and its labels are not MNIST's {sum(counts):,} images (shapes, number of each digit, "
-                                "mean pixel): remove both, and they are fetched again")
+                raise DataError(f"{path} and its labels are not MNIST's {sum(counts):,} images (shapes, number of each "
+                                "digit, mean pixel): remove both, and they are fetched again")
     return arrays
 
 
@@ -145,8 +145,8 @@ def _idx(path: Path, content: bytes, remedy: str, name: str = "") -> np.ndarray:
     """The array in a file's content. Raises: DataError where it is damaged, or not what Fashion-MNIST published."""
     found, wanted = hashlib.sha256(content).hexdigest(), FASHION.get(path.name.removesuffix(".gz"), "")
     if name == "fashion_mnist" and found != wanted:
-        raise DataError(f"{path} is damaged or another file (sha256 of its content {found[:12]}..., expected {wanted[:12]}...): "
-                        f"{remedy}")
+        raise DataError(f"{path} is damaged or another file (sha256 of its content {found[:12]}..., expected "
+                        f"{wanted[:12]}...): {remedy}")
     try:
         return read_idx(content)
     except DataError as e:
@@ -230,6 +230,8 @@ def _batch(path: Path, wanted: int | None) -> tuple[np.ndarray, np.ndarray]:
                 entry = _Plain(f, encoding="latin1").load()         # latin1: for copies pickled by Python 2
             x, y = entry["data"], entry["labels"]
         x, y = np.asarray(x), np.asarray(y, np.int64)
+    except MemoryError as e:
+        raise MemoryError(f"{path}: out of memory") from e
     except Exception as e:                              # a damaged pickle may raise anything
         raise DataError(f"{path} is no readable batch of ImageNet-32 ({type(e).__name__}: {e}): fetch it again") from e
     fits = x.dtype == np.uint8 and y.size and x.shape == (y.size, 3072) and 1 <= y.min() and y.max() <= 1000
@@ -269,8 +271,8 @@ def image_folder(name: str, folder: Path | None, size: int, train: int | None = 
     every = sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ + PASSED_OVER)
     found = [f for f in every if f.suffix.lower() in READ]
     if others := Counter(f.suffix.lower() for f in every if f.suffix.lower() in PASSED_OVER):
-        print(f"{folder}: passed over {', '.join(f'{n} {kind} files' for kind, n in sorted(others.items()))}; images are read "
-              f"from {', '.join(READ)}", file=sys.stderr)
+        counts = ", ".join(f"{n} {kind} files" for kind, n in sorted(others.items()))
+        print(f"{folder}: passed over {counts}; images are read from {', '.join(READ)}", file=sys.stderr)
     if len(found) < 2:
         example = f", such as {folder.name}/{EXAMPLE[name]}" if name in EXAMPLE else ""
         raise DataError(f"{folder} has {len(found)} images: expected the .png or .jpg files of {TITLES[name]} anywhere "

@@ -414,7 +414,8 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
                "holdout_accuracy": next((r["holdout_accuracy"] for r in reversed(rows)
                                          if r["holdout_accuracy"] == r["holdout_accuracy"]), None)}
     if first:                   # what marks a result as whole comes last: an earlier run's would vouch for a mixture
-        (folder / "provenance.json").unlink(missing_ok=True)
+        for old in (folder / "provenance.json", *folder.glob("*.part*")):           # and what a killed process left
+            old.unlink(missing_ok=True)
     _publish(trainer, folder)
     if first:
         files.write_text(folder / "curve.csv", _csv(rows))
@@ -458,8 +459,8 @@ def _resume(trainer: Trainer, state: dict, scratch: Path) -> tuple[list, list]:
         rows, divergences = state.pop("rows"), state.pop("divergences")
         trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-        raise data.DataError(f"{scratch} holds a checkpoint of another version ({type(e).__name__}): remove that folder, and "
-                             "the same command starts afresh") from e
+        raise data.DataError(f"{scratch} holds a checkpoint of another version ({type(e).__name__}): remove that folder, "
+                             "and the same command starts afresh") from e
     return rows, divergences
 
 

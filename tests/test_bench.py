@@ -103,7 +103,7 @@ def test_no_part_is_begun_after_the_minutes_and_what_there_is_stays(small, monke
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--rounds", "0"], "argument --rounds: 0 rounds; expected at least 2"), (["--rounds", "1"], "1 rounds; expected at least 2"),
+    (["--rounds", "0"], "argument --rounds: 0 rounds; expected at least 2"), (["--rounds", "1"], "expected at least 2"),
     (["--minutes", "-1"], "invalid amount value: '-1'"), (["--minutes", "nan"], "invalid amount value: 'nan'"),
     (["--device", "cuda:97"], "device 'cuda:97' does not work")])
 def test_a_command_line_that_measures_nothing_is_refused(words, says, monkeypatch, capsys):

@@ -115,6 +115,18 @@ def test_missing_or_broken_file(tmp_path):
         params.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("content, says", [
+    (b"", "holds nothing: expected the sections profile, scales and runs"), (b"# a comment\n", "holds nothing: expected"),
+    (b"[1, 2]", "holds list: expected the sections"), (b"quick", "holds str: expected"),
+    ("profile: ρ".encode("utf-16"), "is damaged .not UTF-8.: save it as UTF-8, or git checkout params.yaml"),
+    ("profile: ρ".encode("cp1253"), "is damaged .not UTF-8.: save it as UTF-8")])
+def test_a_file_that_is_none_is_one_line(tmp_path, content, says):
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(params.ConfigError, match=f"params.yaml {says}") as e:
+        params.load(tmp_path / "params.yaml")
+    assert "\n" not in str(e.value)
+
+
 def test_batch_norm_with_a_uniform_start_is_warned_of(tree):
     tree["runs"]["jem"]["network"]["norm"] = "batch"
     params._WARNED.clear()                              # each text is shown once per process

