@@ -27,7 +27,9 @@ EMBEDDED = {   # sha256 of what data/make_embedded.py writes
     "fashion_mnist": "7a295f568e995b16b68f8e43c6935e59e60f72c75b7b627e723d920538619007",
     "mnist": "71cdf39340e8ed1921b19d9b90555ae95e71e5ae8f5145ea1f0a48e69b367209",
 }
-FASHION = {     # sha256 of what the four published files hold
+# sha256 of what the four published files hold: computed from Debian's, which have the published MD5 once the names and
+# times that Debian strips are put back (31 August 2017, 10:50 UTC)
+FASHION = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
