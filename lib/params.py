@@ -297,8 +297,23 @@ def _read(path: str, mtime: float) -> dict:
     return yaml.safe_load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"))
 
 
+@lru_cache
+def _one_clone(working: Path) -> None:
+    """Raises: ConfigError where we work in one clone of the project with another one's lib: a notebook of B would show
+    A's results, and write A's figures."""
+    for folder in (working, *working.parents):
+        if all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "lib/params.py")):
+            if (folder / "lib").resolve() != Path(__file__).resolve().parent:
+                raise ConfigError(f"this is the project in {folder}, but lib is imported from {ROOT}: give each clone an "
+                                  f"environment of its own (make, or python -m lib.environment, in {folder}), or make this "
+                                  f"one that clone's: pip install --no-deps -e {folder}")
+            return
+
+
 def load(path: Path | None = None) -> dict:
-    """The whole of params.yaml. Raises: ConfigError where it is missing, not UTF-8 or no YAML."""
+    """The whole of params.yaml. Raises: ConfigError where it is missing, not UTF-8 or no YAML, or where lib is another
+    clone's than the one we work in."""
+    _one_clone(Path.cwd())
     path = Path(path or ROOT / "params.yaml")
     try:
         found = _read(str(path), path.stat().st_mtime)

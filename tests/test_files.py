@@ -223,7 +223,6 @@ def test_the_search_finds_nothing_else(line):
 PAST = {"lib/inception.py": 1,              # a download, whose checksum is verified before it takes its place
         "lib/packing.py": 1,                # an archive, cut into parts and removed
         "lib/pipeline.py": 2}               # a stage's log, read while it grows; DVC's own stage.save
-THEIRS = ("tests/conftest.py", "tests/test_pipeline.py", "tests/test_setup.py")
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
