@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import stages
 
 from lib import ROOT, papers, params
 from lib.pipeline import jobs
@@ -16,10 +17,15 @@ pytestmark = pytest.mark.pipeline
 
 def dvc(pipeline, *args):
     home, env, _ = pipeline
-    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=home, env=env, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "dvc", *args], cwd=home, env=env, capture_output=True,
                           encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def stale(pipeline):
+    """Of the stages that the fixture ran, those that DVC would run again."""
+    return re.findall(r"Running stage '([^']+)'", dvc(pipeline, "repro", "--dry", *stages()))
 
 
 def test_every_run_was_trained_and_measured(pipeline):
@@ -39,21 +45,11 @@ def test_every_run_was_trained_and_measured(pipeline):
             assert 0 <= m["accuracy_low"] <= m["accuracy"] <= m["accuracy_high"] <= 1
 
 
-def test_the_register_is_whole_and_its_files_exist(pipeline):
-    home = pipeline[0]
-    register = json.loads((home / "results" / "smoke" / "artefacts.json").read_text(encoding="utf-8"))
-    assert list(register) == list(papers.ARTEFACTS)
-    for id, entry in register.items():
-        assert ("missing" in entry) != bool(entry.get("files")), id
-        for file in entry.get("files", ()):
-            assert (home / file).stat().st_size > 0, f"{id}: {file}"
-
-
 def test_a_second_run_does_nothing_by_dvcs_own_word_too(pipeline):
     home, env, _ = pipeline
-    out = dvc(pipeline, "repro")
+    out = dvc(pipeline, "repro", *stages())
     assert "Running stage" not in out and "up to date" in out
-    again = subprocess.run([sys.executable, "-m", "lib.pipeline"], cwd=home, env=env, capture_output=True, text=True,
+    again = subprocess.run([sys.executable, "-m", "lib.pipeline", *stages()], cwd=home, env=env, capture_output=True,
                            encoding="utf-8")
     assert again.returncode == 0 and again.stdout == "Nothing changed: results are up to date.\n", again.stderr
 
@@ -65,8 +61,7 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
     path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"), encoding="utf-8")
     assert path.read_text(encoding="utf-8") != before
     try:
-        stale = [line for line in dvc(pipeline, "repro", "--dry").splitlines() if "Running stage" in line]
-        assert all("notebook-00" in line for line in stale), stale      # the map shows all profiles' sizes
+        assert stale(pipeline) == ["notebook-00"]                       # the map shows all profiles' sizes
     finally:
         path.write_text(before, encoding="utf-8")
 
@@ -84,8 +79,7 @@ def test_changing_prose_reruns_that_notebook_alone(pipeline):
     nb["cells"][0]["source"] += "\nAnother sentence." if isinstance(nb["cells"][0]["source"], str) else ["\nmore"]
     path.write_text(json.dumps(nb), encoding="utf-8")
     try:
-        stale = re.findall(r"Running stage '([^']+)'", dvc(pipeline, "repro", "--dry"))
-        assert stale == ["notebook-01"], stale
+        assert stale(pipeline) == ["notebook-01"]
     finally:
         path.write_text(before, encoding="utf-8")
 
@@ -110,7 +104,7 @@ def compared(pipeline):
 
     def nbval(path):
         return subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-n", "0", "-p",
-                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True, text=True,
+                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True,
                               encoding="utf-8")
 
     with ThreadPoolExecutor(jobs()) as pool:
@@ -121,3 +115,17 @@ def compared(pipeline):
 def test_notebook_through_nbval(compared, path):
     done = compared[path.stem].result()
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_the_register_is_whole_and_its_files_exist(pipeline, compared):
+    """As the notebooks recorded it under nbval, merged by the pipeline's own stages; and model cards from it."""
+    home = pipeline[0]
+    assert all(done.result().returncode == 0 for done in compared.values())
+    dvc(pipeline, "repro", "--single-item", "register", "models")
+    assert len(list((home / "results" / "smoke" / "models").glob("*.md"))) > 5
+    register = json.loads((home / "results" / "smoke" / "artefacts.json").read_text(encoding="utf-8"))
+    assert list(register) == list(papers.ARTEFACTS)
+    for id, entry in register.items():
+        assert ("missing" in entry) != bool(entry.get("files")), id
+        for file in entry.get("files", ()):
+            assert (home / file).stat().st_size > 0, f"{id}: {file}"
