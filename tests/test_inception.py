@@ -172,8 +172,11 @@ SECTIONS = {"jempp-m10": {"buffer": 100, "confident": 10, "matched": 10, "start"
 def test_every_protocol_has_its_inception_numbers(measured, name):
     without, with_ = measured[1][name]
     for section, n in SECTIONS[name].items():
+        some = section in ("confident", "matched")           # a tenth of each class that is predicted, rounded, at least one;
+        if some and section not in with_["mean"]:               # fewer than ten in all are not measured
+            continue
         found = with_["mean"][section]
-        assert found["images"] == pytest.approx(n, abs=5 if section in ("confident", "matched") else 0)
+        assert 10 <= found["images"] < 20 if some else found["images"] == n
         assert list(found["inception"]) == list(params.INCEPTION)
         for mode in params.INCEPTION:
             assert set(found["inception"][mode]) == {"fid", "is", "is_sd", "kid"} and found["inception"][mode]["fid"] > 0
