@@ -25,7 +25,7 @@ def test_langevin_moments_of_a_gaussian(rng):
     # the unadjusted chain's own covariance: (A (I - alpha A / 2))^-1, which tends to A^-1
     exact = torch.linalg.inv(A @ (torch.eye(2) - alpha * A / 2))
     assert torch.allclose(x.mean(0), torch.ones(2), atol=0.03)
-    assert torch.allclose(torch.cov(x.T), exact, atol=0.03)
+    assert torch.allclose(torch.cov(x.T), exact, atol=0.05)                 # five standard errors, var sqrt(2 / n)
 
 
 def test_descent_without_noise_finds_the_minimum():

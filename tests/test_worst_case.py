@@ -140,8 +140,8 @@ def test_on_a_bumpy_score_it_beats_plain_pgd_of_any_step_size():
         assert step_size or (ours > plain).float().mean() > 0.9, "with PGD's usual step, chain by chain"
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 501)] * 2)
     summit = bumpy(grid[(grid - 0.4).norm(dim=1) <= 0.6]).max()
-    many = adaptive_pgd(bumpy, x[:1], epsilon=0.6, steps=50, restarts=20, generator=seeded())[1]
-    assert many == pytest.approx(summit.item(), abs=0.005), "20 restarts find it"
+    many = adaptive_pgd(bumpy, x[:1], epsilon=0.6, steps=50, restarts=60, generator=seeded())[1]
+    assert many == pytest.approx(summit.item(), abs=0.005), "60 restarts find it (20 miss it with one seed of six)"
 
 
 # ------------------------------------------------------------------------------------------------------ guarantees
