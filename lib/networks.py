@@ -6,8 +6,12 @@ and has `features(x)`, the activations before the last linear layer.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -206,21 +210,43 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     Chains call it with the parameters `frozen`: a compiled backward pass computes the gradients of all that asks for one.
     It cannot be differentiated twice, and differs from the model by rounding. Where nothing can be compiled (no C++
-    compiler, say): one warning, and the model as it is.
+    compiler, say): one warning, and the model as it is. The function's `ran` says whether compiled code has run.
     """
+    _without_spaces()
     forward = torch.compile(model, dynamic=False)                # batches of one size
 
     def call(x: Tensor) -> Tensor:
         nonlocal forward
         try:
-            return forward(x)
+            logits = forward(x)
         except RuntimeError as e:               # also what is wrong with the model or x, which then says so itself
             if forward is model:
                 raise
             forward = model
             warnings.warn(f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2)
             return model(x)
+        call.ran = forward is not model
+        return logits
+    call.ran = False
     return call
+
+
+def _without_spaces() -> None:
+    """Let torch.compile link where the path of torch's libraries holds a space (the project's folder, say).
+
+    torch 2.13 writes that path into the linker's command without quotes. A link to it in torch's own cache, whose path
+    depends on the libraries' alone, since compiled code is found again by the whole command, stands in for it.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch.utils import cpp_extension
+    libraries = cpp_extension.TORCH_LIB_PATH
+    if os.name != "posix" or not re.search(r"\s", libraries):     # on Windows, torch quotes it
+        return
+    with contextlib.suppress(OSError):                           # where nothing can be cached, torch.compile itself says so
+        link = Path(cache_dir()) / f"torch-{hashlib.sha256(os.fsencode(libraries)).hexdigest()[:16]}"
+        with contextlib.suppress(FileExistsError):               # made before, or by another process
+            link.symlink_to(libraries)
+        cpp_extension.TORCH_LIB_PATH = str(link)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

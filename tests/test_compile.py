@@ -3,10 +3,12 @@ import getpass
 import os
 import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import COMPILER
+from torch.utils import cpp_extension
 
 from lib import bench, networks, samplers
 from lib.energy import Energy
@@ -16,7 +18,25 @@ from lib.energy import Energy
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "-".join(
     ("torchinductor", getpass.getuser(), torch.backends.cpu.get_cpu_capability()))))
 
-compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
+
+@pytest.fixture(scope="module")
+def compiler():
+    """A compiler that compiles: tried once, on two layers. A folder for temporary files with a space, say, is too much for torch."""
+    if not COMPILER:
+        pytest.skip("no C++ compiler here")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        works = compiles()
+    if not works:
+        pytest.skip("; ".join(str(w.message) for w in said if "torch.compile" in str(w.message)))
+
+
+def compiles() -> bool:
+    """Whether two small layers run compiled, here and now."""
+    torch.compiler.reset()
+    f = networks.compiled(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Sigmoid()))
+    f(torch.ones(2, 3))
+    return f.ran
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +49,7 @@ def trainer(split, **changes):
     return bench.trainer(run, split, torch.device("cpu"))
 
 
-@compiler
-def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split):
+def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split, compiler):
     plain, ours, twin = trainer(split, compile=False), trainer(split, compile=True), trainer(split, compile=True)
     x0 = split.gaussians.draw(8, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
@@ -42,6 +61,19 @@ def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split):
     for a, b in zip(ours.model.buffers(), plain.model.buffers()):       # running statistics move alike
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert all(p.requires_grad for p in ours.model.parameters())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torch quotes the path on Windows")
+def test_libraries_in_a_folder_with_a_space_are_linked(tmp_path, compiler, monkeypatch):
+    libraries = tmp_path / "a b\u00e9"
+    libraries.symlink_to(cpp_extension.TORCH_LIB_PATH)
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(libraries))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))          # nothing is there yet: it compiles
+    for _ in range(2):                                                  # the link is made, then found
+        assert compiles()
+        link = Path(cpp_extension.TORCH_LIB_PATH)
+        assert " " not in str(link) and link.samefile(libraries)
+        monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(libraries))
 
 
 def test_without_batch_norm_nothing_is_compiled(split):
@@ -59,6 +91,7 @@ def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, monkeypatch)
     with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler.*runs as it is"):
         found = samplers.last(samplers.proximal_sgld(E, x, K=2, alpha=1.0))
     assert torch.equal(found, samplers.last(samplers.proximal_sgld(Energy(wrn), x, K=2, alpha=1.0)))
+    assert not E.forward.ran
     with pytest.raises(RuntimeError, match="channels"):                 # what is wrong with the images says so itself
         E(torch.rand(4, 3, 8, 8).double())
 
