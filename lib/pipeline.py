@@ -55,7 +55,9 @@ def cores() -> int:
     """Processors that this process may use: the machine's, less those that its affinity or its container withholds."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _control("cpu.max").partition(" ")           # of a container: "200000 100000", or "max 100000"
-    return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() else allowed
+    if not quota:                                                   # Linux's older control groups; -1: no limit
+        quota, period = _control("cpu/cpu.cfs_quota_us"), _control("cpu/cpu.cfs_period_us")
+    return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() and period else allowed
 
 
 def memory() -> float:

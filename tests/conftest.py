@@ -44,13 +44,9 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """A file's tests stay in one process, and share what they build there; so do those that need the smoke pipeline,
-    of all files, which begin first, since they take longest."""
-    def needs_pipeline(item):
-        return "pipeline" in item.fixturenames
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("pipeline" if needs_pipeline(item) else item.module.__name__))
-    items.sort(key=lambda item: not needs_pipeline(item))
+    """The files that need the smoke pipeline first: it takes longest."""
+    slow = {item.path for item in items if "pipeline" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def copy_of_the_project(home: Path) -> dict[str, str]:
