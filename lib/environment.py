@@ -43,7 +43,8 @@ def set_up(folder: Path) -> None:
         venv.create(folder, with_pip=True)
     pip = [str(python_of(folder)), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", "-e", str(ROOT)], check=True)
+    # compat: a line in a .pth file, so that an empty folder `lib` where somebody works does not stand before the package
+    subprocess.run([*pip, "--no-deps", "--config-settings", "editable_mode=compat", "-e", str(ROOT)], check=True)
     files.write_text(ready, wanted)
 
 

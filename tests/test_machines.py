@@ -138,6 +138,17 @@ def test_another_clones_lib_is_refused_in_one_line(tmp_path):
         assert "pip install --no-deps -e" in last and not (ROOT / "results" / "smoke" / "nothing").exists()
 
 
+def test_an_empty_lib_where_somebody_works_does_not_stand_before_the_package(tmp_path):
+    """As lib.environment installs it; pip's own way of `-e .` would import the empty folder."""
+    if any("Editable" in str(finder) for finder in sys.meta_path):
+        pytest.skip("an environment of another making: pip install --config-settings editable_mode=compat --no-deps -e .")
+    (tmp_path / "lib").mkdir()
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", "import lib.params; print(lib.__file__)"], cwd=tmp_path, env=env,
+                          capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stdout.strip().endswith("__init__.py"), done.stderr
+
+
 def test_a_checkout_of_windows_has_the_same_bytes(tmp_path):
     """core.autocrlf would give every text file another hash, and bash scripts that do not run."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
