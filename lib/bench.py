@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import ROOT, data, distributed, energy, files, inits, networks, outliers, params, plain, train
+from lib import ROOT, data, distributed, energy, files, inits, networks, outliers, params, pipeline, plain, train
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
@@ -65,6 +65,11 @@ def trainer(run: params.Run, split: data.Split, device) -> train.Trainer:
     if run.start and run.start.kind == "images":
         start = inits.Images(data.to_range(split.x_train.flip(0), run.low).to(device))
     return train.Trainer(run, split, 0, device, start=start)
+
+
+def compiled(t: train.Trainer) -> bool:
+    """Whether what has run was compiled: not where run or network do without, nor where torch.compile failed."""
+    return t.fused is not t.energy and t.fused.forward.ran
 
 
 def wait(device) -> None:
@@ -107,7 +112,7 @@ def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
                      "ratio_low": low, "ratio_high": high, "iterations_per_second": 1 / mine,
                      "images_per_second": ours.run.update.batch / mine,
                      "seconds_per_epoch": EPOCH / ours.run.update.batch * mine, "precision": ours.precision,
-                     "compiled": ours.fused is not ours.energy}
+                     "compiled": compiled(ours)}
         print(f"{name:10s} {mine:7.3f} s, plain {out[name]['plain_seconds']:7.3f} s, {middle:5.2f} times", flush=True)
     return out
 
@@ -152,13 +157,15 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
 
 def ways(split, device, rounds: int) -> dict[str, float]:
     """Median seconds of one update of JEM++ (M=10) by each way of launching its chain: operation by operation, through
-    torch.compile, and on a GPU as one CUDA graph of either; and in float32."""
+    torch.compile, and on a GPU as one CUDA graph of either; and in float32. Where torch.compile failed, its ways are
+    left out: they were the others again."""
     settings = {"eager": {"compile": False}, "compiled": {"compile": True},
                 "eager, fp32": {"compile": False, "precision": "fp32"}}
     if device.type == "cuda":
         settings |= {"graph": {"compile": False, "graph": True}, "compiled, graph": {"compile": True, "graph": True}}
-    steps = {k: trainer(configuration(MAIN, device.type, **v), split, device).step for k, v in settings.items()}
-    return {k: statistics.median(v) for k, v in in_turn(steps, rounds, device).items()}
+    trainers = {k: trainer(configuration(MAIN, device.type, **v), split, device) for k, v in settings.items()}
+    found = in_turn({k: t.step for k, t in trainers.items()}, rounds, device)
+    return {k: statistics.median(v) for k, v in found.items() if compiled(trainers[k]) == settings[k]["compile"]}
 
 
 def scaling(split, device, rounds: int = 3) -> list[dict]:
@@ -294,16 +301,22 @@ def kept_memory_gain() -> float | None:
 
 
 def machine(device) -> dict:
-    """What the numbers were measured on; `slug` names the files."""
+    """What the numbers were measured on; `slug` names the files. A CPU's instructions are those that torch uses, which
+    ATEN_CPU_CAPABILITY can hold below what the processor has: the slug says so, and both can lie side by side."""
+    instructions, held = None, ""
     if device.type == "cuda":
         name, cores = torch.cuda.get_device_name(device), torch.cuda.device_count()
     else:
         info = Path("/proc/cpuinfo")
         info = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
         found = re.search(r"model name\s*: (.+)", info)
-        name, cores = (found[1] if found else platform.processor() or platform.machine()), os.cpu_count()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores}".lower()).strip("-")
-    return {"device": name, "count": cores, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        name, cores = (found[1] if found else platform.processor() or platform.machine()), pipeline.cores()
+        instructions = torch.backends.cpu.get_cpu_capability()
+        better = {"AVX2": "_is_avx512_supported", "DEFAULT": "_is_avx2_supported"}.get(instructions, "")
+        held = instructions if getattr(torch.cpu, better, bool)() else ""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores} {held}".lower()).strip("-")
+    return {"device": name, "count": cores, "instructions": instructions,
+            "precision": train.resolve_precision("auto", device), "threads": torch.get_num_threads(), "torch": torch.__version__,
             "python": platform.python_version(), "system": platform.system(), "commit": train.commit(),
             "date": datetime.date.today().isoformat(), "slug": slug}
 

@@ -222,7 +222,7 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
         except RuntimeError as e:               # also what is wrong with the model or x, which then says so itself
             if forward is model:
                 raise
-            forward = model
+            forward, call.ran = model, False
             warnings.warn(f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2)
             return model(x)
         call.ran = forward is not model

@@ -1,8 +1,10 @@
 """A chain through torch.compile: the same chain to rounding, the same bits twice, and what it is where nothing compiles."""
 import getpass
 import os
+import re
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from conftest import COMPILER
 from torch.utils import cpp_extension
 
-from lib import bench, networks, samplers
+from lib import bench, networks, pipeline, samplers, train
 from lib.energy import Energy
 
 # What torch.compile keeps on disk at one processor's capability gives NaN at another's, and its key does not tell them apart
@@ -28,7 +30,7 @@ def compiler():
         warnings.simplefilter("always")
         works = compiles()
     if not works:
-        pytest.skip("; ".join(str(w.message) for w in said if "torch.compile" in str(w.message)))
+        pytest.skip(next(str(w.message) for w in said if str(w.message).startswith("torch.compile failed")))
 
 
 def compiles() -> bool:
@@ -44,6 +46,16 @@ def split():
     return bench.images(8, 100)
 
 
+@pytest.fixture
+def refused(monkeypatch):
+    """A torch.compile that finds no compiler; like torch's own, it says so at the first call."""
+    def refuse(model, **_):
+        def forward(x):
+            raise RuntimeError("\nInvalidCxxCompiler: no working C++ compiler found\nand more")
+        return forward
+    monkeypatch.setattr(torch, "compile", refuse)
+
+
 def trainer(split, **changes):
     run = bench.configuration("jempp-m5", "cpu", batch=8, widen=1, passes=2, precision="fp32", **changes)
     return bench.trainer(run, split, torch.device("cpu"))
@@ -54,8 +66,9 @@ def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split, 
     x0 = split.gaussians.draw(8, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)                     # it compiled
+        assert not bench.compiled(ours)                                 # nothing has run
         x = ours.chain(x0)
-    assert ours.fused is not ours.energy and plain.fused is plain.energy and (x - x0).abs().max() > 1e-3
+    assert bench.compiled(ours) and not bench.compiled(plain) and (x - x0).abs().max() > 1e-3
     torch.testing.assert_close(x, plain.chain(x0), rtol=1e-3, atol=1e-4)
     assert torch.equal(x, twin.chain(x0))
     for a, b in zip(ours.model.buffers(), plain.model.buffers()):       # running statistics move alike
@@ -81,12 +94,7 @@ def test_without_batch_norm_nothing_is_compiled(split):
     assert t.fused is t.energy
 
 
-def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, monkeypatch):
-    def refuse(model, **_):
-        def forward(x):
-            raise RuntimeError("\nInvalidCxxCompiler: no working C++ compiler found\nand more")
-        return forward
-    monkeypatch.setattr(torch, "compile", refuse)
+def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, refused):
     E, x = Energy(wrn, forward=networks.compiled(wrn)), torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
     with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler.*runs as it is"):
         found = samplers.last(samplers.proximal_sgld(E, x, K=2, alpha=1.0))
@@ -94,6 +102,31 @@ def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, monkeypatch)
     assert not E.forward.ran
     with pytest.raises(RuntimeError, match="channels"):                 # what is wrong with the images says so itself
         E(torch.rand(4, 3, 8, 8).double())
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+def test_a_measurement_calls_compiled_what_was(split, refused, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setitem(bench.SIZES, "cpu", {"depth": 10, "widen": 1})
+    monkeypatch.setattr(bench, "configuration", partial(bench.configuration, batch=8, passes=2))
+    assert bench.configuration(bench.MAIN, "cpu").compile
+    assert [r["compiled"] for r in bench.against_plain(["softmax", bench.MAIN], split, cpu, 2).values()] == [False, False]
+    assert list(bench.ways(split, cpu, 2)) == ["eager", "eager, fp32"]
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)         # one that does what it is asked to
+    assert bench.against_plain([bench.MAIN], split, cpu, 2)[bench.MAIN]["compiled"]
+    assert list(bench.ways(split, cpu, 2)) == ["eager", "compiled", "eager, fp32"]
+
+
+@pytest.mark.parametrize("instructions, more, ends", [("AVX512", True, ""), ("AVX2", True, "-avx2"), ("AVX2", False, ""),
+                                                      ("DEFAULT", True, "-default"), ("DEFAULT", False, ""), ("SVE256", True, "")])
+def test_a_measurement_names_instructions_that_the_processor_could_better(instructions, more, ends, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    for asked in ("_is_avx2_supported", "_is_avx512_supported"):
+        monkeypatch.setattr(torch.cpu, asked, lambda: more)
+    found = bench.machine(torch.device("cpu"))
+    assert re.fullmatch(rf"[a-z0-9-]+-{pipeline.cores()}{ends}", found["slug"])
+    assert found["instructions"] == instructions and found["count"] == pipeline.cores()
+    assert found["precision"] == train.resolve_precision("auto", torch.device("cpu"))
 
 
 def test_frozen_parameters_ask_for_gradients_again(wrn):
