@@ -136,8 +136,8 @@ class Book:
         none was kept, the end alone."""
         import pandas as pd
         end = self.metrics(run)["seeds"][0]
-        alone = {k: end[k] for k in ("accuracy",) if k in end} | (end.get("buffer") or end.get("samples") or {})
-        return pd.json_normalize(end.get("snapshots") or [{"iteration": end["iterations"], **alone}])
+        images, hits = end.get("buffer") or end.get("samples") or {}, {"accuracy": end["accuracy"]} if "accuracy" in end else {}
+        return pd.json_normalize(end.get("snapshots") or [{"iteration": end["iterations"], **hits, **images}])
 
     @staticmethod
     def last(column) -> float:

@@ -1,4 +1,5 @@
 """What a notebook records: the data of what it shows, and a stand-in where it is one; where it computes."""
+import math
 import re
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import book, data, evaluate, params
+from lib import book, data, evaluate, params, train
 
 
 @pytest.fixture
@@ -150,3 +151,26 @@ def test_a_notebook_is_put_back_whole_or_not_at_all(tmp_path, monkeypatch):
     source.write_bytes(before[:40])
     with pytest.raises(data.DataError, match="a.ipynb is damaged .torn.*: restore it with git checkout"):
         book.run_notebook("a", "quick")
+
+
+def test_a_run_that_diverged_before_its_first_row_stops_no_notebook(at_home, tmp_path, monkeypatch):
+    b = at_home("smoke")
+    monkeypatch.setattr(book.Book, "run", lambda self, run, seed=None: SimpleNamespace(folder=tmp_path))
+    header = ",".join(train.COLUMNS) + "\n"
+    (tmp_path / "curve.csv").write_text(header, encoding="utf-8")
+    curve = b.curve("jem")
+    assert len(curve) == 0 and math.isnan(b.last(curve["loss"])) and math.isnan((curve["loss"] - curve["iteration"]).mean())
+    (tmp_path / "curve.csv").write_text(header + "2,0.1,0.5\n4,0.2,0.25\n", encoding="utf-8")
+    assert b.last(b.curve("jem")["loss"]) == 0.25 and b.curve("jem")["iteration"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize("end, columns", [({"accuracy": 0.1, "buffer": {"fd_clf": 3.0}}, {"iteration", "accuracy", "fd_clf"}),
+                                          ({"samples": {"fd_clf": 3.0}}, {"iteration", "fd_clf"}),
+                                          ({"accuracy": 0.1}, {"iteration", "accuracy"})])
+def test_without_snapshots_the_end_stands_alone(at_home, monkeypatch, end, columns):
+    b, kept = at_home("smoke"), [{"iteration": i, "fd_clf": 1.0} for i in (3, 6)]
+    for extra in ({}, {"snapshots": []}):
+        monkeypatch.setattr(b, "metrics", lambda run, extra=extra: {"seeds": [{"iterations": 0, **end, **extra}]})
+        assert set(b.snapshots("at")) == columns and b.snapshots("at")["iteration"].tolist() == [0]
+    monkeypatch.setattr(b, "metrics", lambda run: {"seeds": [{"iterations": 6, **end, "snapshots": kept}]})
+    assert b.snapshots("at").to_dict("records") == kept
