@@ -316,8 +316,8 @@ def machine(device) -> dict:
         held = instructions if getattr(torch.cpu, better, bool)() else ""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores} {held}".lower()).strip("-")
     return {"device": name, "count": cores, "instructions": instructions,
-            "precision": train.resolve_precision("auto", device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version(), "system": platform.system(), "commit": train.commit(),
+            "precision": train.resolve_precision("auto", device), "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "python": platform.python_version(), "system": platform.system(), "commit": train.commit(),
             "date": datetime.date.today().isoformat(), "slug": slug}
 
 

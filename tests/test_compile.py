@@ -23,7 +23,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdi
 
 @pytest.fixture(scope="module")
 def compiler():
-    """A compiler that compiles: tried once, on two layers. A folder for temporary files with a space, say, is too much for torch."""
+    """A compiler that compiles: tried once, on two layers. A folder for temporary files with a space is too much, say."""
     if not COMPILER:
         pytest.skip("no C++ compiler here")
     with warnings.catch_warnings(record=True) as said:
@@ -117,8 +117,9 @@ def test_a_measurement_calls_compiled_what_was(split, refused, monkeypatch):
     assert list(bench.ways(split, cpu, 2)) == ["eager", "compiled", "eager, fp32"]
 
 
-@pytest.mark.parametrize("instructions, more, ends", [("AVX512", True, ""), ("AVX2", True, "-avx2"), ("AVX2", False, ""),
-                                                      ("DEFAULT", True, "-default"), ("DEFAULT", False, ""), ("SVE256", True, "")])
+@pytest.mark.parametrize("instructions, more, ends", [
+    ("AVX512", True, ""), ("AVX2", True, "-avx2"), ("AVX2", False, ""), ("DEFAULT", True, "-default"), ("DEFAULT", False, ""),
+    ("SVE256", True, "")])
 def test_a_measurement_names_instructions_that_the_processor_could_better(instructions, more, ends, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     for asked in ("_is_avx2_supported", "_is_avx512_supported"):
