@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lib import ROOT, files
 
-SUPPORTED = (3, 11), (3, 14)            # from, to: torch has wheels for these
+SUPPORTED = (3, 11, 5), (3, 14)         # from, to: what the pinned versions have wheels for
 FILES = ("requirements.txt", "pyproject.toml")
 
 
@@ -24,13 +24,14 @@ def python_of(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def refusal(version: tuple[int, int]) -> str | None:
-    """Why this Python will not do; None where it will."""
+def refusal(version: tuple[int, ...]) -> str | None:
+    """Why this Python, (3, 12, 1) say, will not do; None where it will."""
     first, last = SUPPORTED
-    if first <= version <= last:
+    if first <= version and version[:2] <= last:
         return None
-    return (f"Python {version[0]}.{version[1]}: expected {first[0]}.{first[1]} to {last[0]}.{last[1]}; choose one with "
-            f"make PYTHON=python{last[0]}.{last[1]} ..., or python{last[0]}.{last[1]} -m lib.environment")
+    name, newest = (".".join(map(str, v)) for v in (version, last))
+    return (f"Python {name}: expected {'.'.join(map(str, first))} to {newest}; choose one with make PYTHON=python{newest} ..., "
+            f"or python{newest} -m lib.environment")
 
 
 def set_up(folder: Path) -> None:
@@ -51,7 +52,7 @@ def set_up(folder: Path) -> None:
 @files.command(ValueError)
 def main() -> None:
     folder = ROOT / ".venv"
-    if reason := refusal(sys.version_info[:2]):
+    if reason := refusal(tuple(sys.version_info[:3])):
         raise ValueError(reason)
     files.writable(ROOT)
     try:

@@ -136,7 +136,8 @@ def test_memory_is_the_smaller_of_the_machines_and_the_containers(monkeypatch):
 
 
 def test_the_environment_refuses_a_python_without_wheels_in_one_line(monkeypatch, capsys):
-    assert [environment.refusal(v) is None for v in ((3, 10), (3, 11), (3, 14), (3, 15))] == [False, True, True, False]
-    monkeypatch.setattr(environment.sys, "version_info", (3, 9, 1))
-    with pytest.raises(SystemExit, match="^error: Python 3.9: expected 3.11 to 3.14; choose one with make PYTHON"):
+    versions = (3, 10, 9), (3, 11, 4), (3, 11, 5), (3, 14, 2), (3, 15, 0)
+    assert [environment.refusal(v) is None for v in versions] == [False, False, True, True, False]
+    monkeypatch.setattr(environment.sys, "version_info", (3, 9, 1, "final", 0))
+    with pytest.raises(SystemExit, match="^error: Python 3.9.1: expected 3.11.5 to 3.14; choose one with make PYTHON"):
         environment.main()
