@@ -259,7 +259,7 @@ def memory(device) -> dict[str, float]:
 def processes(device, steps: int = 4) -> dict[str, float]:
     """Images per second of JEM++ (M=10), batch 64 a process, with one process and with two (of one thread each)."""
     out = {}
-    have = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    have = torch.cuda.device_count() if device.type == "cuda" else pipeline.cores()
     for n in (1, 2):
         if n > have:
             continue

@@ -330,7 +330,10 @@ def load(path: Path | None = None) -> dict:
 
 
 def profile(name: str | None = None, params: dict | None = None) -> str:
-    """The profile to work on: `name`, else $EBM_PROFILE, else params.yaml's `profile`."""
+    """The profile to work on: `name`, else $EBM_PROFILE, else params.yaml's `profile`.
+
+    Raises: ConfigError where it is none, or where lib is another clone's than the one we work in."""
+    _one_clone(Path.cwd())                              # before anybody makes the profile's folders
     name = name or os.environ.get("EBM_PROFILE") or (params or load()).get("profile")
     if name not in PROFILES:
         raise ConfigError(f"profile: {name!r} is not a profile; expected one of {', '.join(PROFILES)}")

@@ -1,14 +1,18 @@
 """Other people's machines: their locales, folders, cores and clones, each a fresh process in a copy of the project."""
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
 from conftest import copy_of_the_project
 
-from lib import ROOT
+from lib import ROOT, bench, environment
 
 # prepare data, train, measure and run a notebook: what a user does, in one process
 EVERYTHING = """
@@ -77,8 +81,11 @@ def test_all_of_it_runs(machine, tmp_path, request):
         words = ("-c", EVERYTHING)
     else:
         env |= {"LC_ALL": "C"}
-        pin = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})" if hasattr(os, "sched_setaffinity") else ""
-        words = ("-c", pin + "\nfrom lib import pipeline, train\nimport torch\nassert not %r or pipeline.jobs() == 1\n" % pin + EVERYTHING)
+        pin = ""
+        if hasattr(os, "sched_setaffinity"):
+            pin = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
+        alone = "\nimport torch\nfrom lib import pipeline\nassert pipeline.jobs() == 1 and torch.get_num_threads() == 1\n"
+        words = ("-c", pin + alone * bool(pin) + EVERYTHING)
     done = call(home, *words, env=env)
     assert done.returncode == 0 and "all of it" in done.stdout, f"{machine}: {done.stdout[-500:]} {done.stderr[-3000:]}"
     assert (home / "results" / "smoke" / "metrics" / "jempp-m5.json").stat().st_size > 0
@@ -127,15 +134,35 @@ def test_a_read_only_checkout_ends_at_once_in_one_line(tmp_path):
 
 def test_another_clones_lib_is_refused_in_one_line(tmp_path):
     """One environment, two clones: what works in B must not import A, read A's results and write A's figures."""
-    home = tmp_path / "B"
-    env = copy_of_the_project(home) | {"PYTHONPATH": str(ROOT)}
-    for folder, code in ((home / "notebooks", "from lib.book import Book; Book('01_energies_in_2d')"),
-                         (home, "import runpy, sys; sys.argv = ['x', 'softmax']; sys.path.remove('');"
-                                "runpy.run_module('lib.train', run_name='__main__')")):
+    a, b = tmp_path / "A", tmp_path / "B"
+    env = copy_of_the_project(b)
+    a.mkdir()
+    for name in ("lib", "params.yaml"):                             # of A, what B's Python would import and read
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, a / name)
+    env = env | {"PYTHONPATH": str(a), "PYTHONDONTWRITEBYTECODE": "1"}
+    before = sorted(a.rglob("*"))
+    for folder, code in ((b / "notebooks", "from lib.book import Book; Book('01_energies_in_2d')"),
+                         (b, "import runpy, sys; sys.argv = ['x', 'softmax']; sys.path.remove('');"
+                             "runpy.run_module('lib.train', run_name='__main__')")):
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, encoding="utf-8")
         last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 1 and f"this is the project in {home}, but lib is imported from {ROOT}" in last, done.stderr
-        assert "pip install --no-deps -e" in last and not (ROOT / "results" / "smoke" / "nothing").exists()
+        assert done.returncode == 1 and f"this is the project in {b}, but lib is imported from {a}" in last, done.stderr
+        assert "pip install --no-deps -e" in last and sorted(a.rglob("*")) == before, "something was written in A"
+
+
+def test_one_core_of_many_is_measured_with_one_process(monkeypatch):
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(bench.pipeline, "cores", lambda: 1)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="images per second: 8.00", stderr=""))
+    assert bench.processes(torch.device("cpu")) == {"1": 8.0}
+
+
+def test_the_forges_workflow_runs_pinned_actions_on_the_first_and_the_last_python():
+    text = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (.+)", text)
+    assert used and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", u) for u in used), used
+    tested = yaml.safe_load(text)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == [".".join(map(str, version)) for version in environment.SUPPORTED]
 
 
 def test_an_empty_lib_where_somebody_works_does_not_stand_before_the_package(tmp_path):
