@@ -162,7 +162,7 @@ def test_the_forges_workflow_runs_pinned_actions_on_the_first_and_the_last_pytho
     used = re.findall(r"uses: (.+)", text)
     assert used and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", u) for u in used), used
     tested = yaml.safe_load(text)["jobs"]["test"]["strategy"]["matrix"]["python"]
-    assert tested == [".".join(map(str, version)) for version in environment.SUPPORTED]
+    assert tested == [".".join(map(str, version[:2])) for version in environment.SUPPORTED]
 
 
 def test_an_empty_lib_where_somebody_works_does_not_stand_before_the_package(tmp_path):
