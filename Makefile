@@ -26,7 +26,7 @@ pipeline:                                                # of `repro`, without t
 	@$(PYTHON) -m lib.pipeline
 
 test: $(VENV)/.ready
-	$(PY) -m pytest
+	$(PY) -m pytest --durations=10
 
 dry-run: $(VENV)/.ready
 	$(PY) -m pytest -n 0 -m paper tests/test_paper_profile.py
