@@ -47,7 +47,7 @@ def cp1252(tmp_path_factory):
 
 def call(home, *words, env, **kwargs):
     return subprocess.run([sys.executable, *map(str, words)], cwd=home, env={**env, "PYTHONPATH": str(home)}, capture_output=True,
-                          encoding="utf-8", errors="replace", timeout=300, **kwargs)
+                          encoding="utf-8", errors="replace", timeout=900, **kwargs)
 
 
 def without_git(tmp_path):
