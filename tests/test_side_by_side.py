@@ -93,12 +93,13 @@ def test_an_interruption_ends_what_is_at_work_in_one_line(project, number):
     project.run("data")
     (project.home / "slow").touch()
     process, began = project.start("--jobs", "2"), project.home / "began-b.txt"
-    for _ in range(200):
+    for _ in range(1200):
         if began.exists():
             break
         time.sleep(0.1)
+    assert began.exists() and process.poll() is None, "nothing to interrupt"
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and out.endswith("interrupted: what was finished stays, and the same command continues\n")
     assert "Traceback" not in out and not (project.home / "b.txt").exists()
     (project.home / "slow").unlink()
