@@ -1,7 +1,7 @@
 """The pipeline of dvc.yaml, stages side by side:
 
     python -m lib.pipeline                       all that is out of date, as `dvc repro` would, on every core
-    python -m lib.pipeline train@jempp-m5        one stage (or some) and what it needs
+    python -m lib.pipeline train@jempp-m5        one stage (or some: 'train@*') and what it needs
     python -m lib.pipeline --jobs 1              one stage after another
 
 DVC decides what is out of date, hashes, caches and writes dvc.lock, in this process; only the stages' commands run
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -111,11 +112,11 @@ class Pipeline:
             graph = self.repo.index.graph                          # edges point at what a stage needs
             nodes = {s.addressing: s for s in graph}
             order = {name: i for i, name in enumerate(nodes)}
-            wanted = list(targets) or list(nodes)
-            if unknown := [t for t in wanted if t not in nodes]:
+            matching = {t: fnmatch.filter(nodes, t) for t in targets or ("*",)}
+            if unknown := [t for t, found in matching.items() if not found]:
                 raise ValueError(f"stage {unknown[0]!r}: expected one of dvc.yaml's, such as train@jempp-m5 "
                                  "(python -m dvc stage list names them)")
-            needed, todo = set(), [nodes[t] for t in wanted]
+            needed, todo = set(), [nodes[name] for found in matching.values() for name in found]
             while todo:
                 if (stage := todo.pop()) not in needed:
                     needed.add(stage)
@@ -126,11 +127,10 @@ class Pipeline:
         self.unwritten, self.written, self.writing, self.held = [], time.monotonic(), 0.0, {}
         self.interrupted = False
 
-    @contextlib.contextmanager
     def locked(self):
+        """DVC's lock on the project, for as long as a `with` lasts; one in another costs nothing."""
         from dvc.repo import lock_repo
-        with lock_repo(self.repo):
-            yield
+        return lock_repo(self.repo)
 
     def begin(self, stage) -> bool:
         """Make ready for a stage's command; False where it is up to date, or DVC's run cache has the result."""
@@ -289,7 +289,7 @@ def summary(seconds: dict[str, float]) -> str:
 @files.command(Failed, ValueError)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Bring the pipeline of dvc.yaml up to date, stages side by side.")
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need; none: all")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need, 'train@*' for many; none: all")
     parser.add_argument("--jobs", help="stages side by side; default: $JOBS, else one per core that may be used")
     args = parser.parse_args()
     os.chdir(ROOT)                                                  # DVC names stages by the working folder

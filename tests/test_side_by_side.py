@@ -66,6 +66,7 @@ def test_all_of_it_runs_in_an_order_that_its_needs_allow_and_then_no_more(projec
 def test_one_stage_brings_what_it_needs_and_no_more(project):
     assert finished(project.run("train@other")) == ["data", "train@other"]
     assert "stage 'train@elsewhere': expected one of dvc.yaml's" in project.run("train@elsewhere")
+    assert finished(project.run("train@*")) == ["train@long"], "the other's is there"
 
 
 def test_what_was_made_once_comes_from_the_cache(project):
