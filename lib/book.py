@@ -9,6 +9,7 @@ A notebook's folder holds its executed copy, its figures (<id>.png), its tables 
 recorded.json. With the quick profile the executed copy is written back to notebooks/, so that a reader sees there
 what this code produces.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,12 +38,13 @@ class Book:
 
     def __init__(self, name: str, profile: str | None = None):
         from lib import plots
+
         plots.style()
         self.name, self.profile = name, params.profile(profile)
         self.folder = ROOT / "results" / self.profile / name
         files.writable(self.folder)
-        self.live = params.scale(self.profile)["live"]          # sizes of what is computed in the notebook itself
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"       # of what a notebook computes at length
+        self.live = params.scale(self.profile)["live"]  # sizes of what is computed in the notebook itself
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # of what a notebook computes at length
         if threads := params.scale(self.profile)["common"].get("threads"):
             torch.set_num_threads(threads)
         self.recorded = {}
@@ -52,6 +54,7 @@ class Book:
         """A trained run (lib.evaluate.Trained): model, replay buffer, metrics. device: of the model, `book.device` where
         it computes at length; the buffer stays on the CPU."""
         from lib.evaluate import load_run
+
         return load_run(run, self.profile, seed, device)
 
     def split(self, role: str = "primary") -> data.Split:
@@ -74,15 +77,16 @@ class Book:
         import pandas as pd
 
         from lib.train import COLUMNS
+
         path, remedy = self.run(run, seed).folder / "curve.csv", f"run `dvc repro train@{run}`"
         text = files.read_text(path, remedy)
         try:
             frame = pd.read_csv(io.StringIO(text))
-        except ValueError as e:                             # pandas' errors are of this kind
+        except ValueError as e:  # pandas' errors are of this kind
             raise data.DataError(f"{path} is damaged ({type(e).__name__}): {remedy}") from None
         if lacking := [c for c in COLUMNS if c not in frame]:
             raise data.DataError(f"{path} has no column {', '.join(lacking)}: it is of another version; {remedy}")
-        return frame if len(frame) else frame.astype(float)     # of nothing, pandas cannot tell the type
+        return frame if len(frame) else frame.astype(float)  # of nothing, pandas cannot tell the type
 
     # ------------------------------------------------------------------------------------- what the notebook shows
     def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
@@ -91,10 +95,11 @@ class Book:
         dataset: what it is shown on; left out, the data of its runs. stand_in: why these are not the published data, said
         in every profile but `paper`."""
         import matplotlib.pyplot as plt
+
         path = self.folder / f"{id}.png"
         files.write_figure(path, fig)
         self._record(id, [path], runs, dataset, stand_in)
-        plt.close(fig)                                      # else the inline backend shows it a second time
+        plt.close(fig)  # else the inline backend shows it a second time
         return fig
 
     def table(self, id: str, frame, runs=(), dataset: str = "", stand_in: str = "", digits: int = 2):
@@ -108,19 +113,32 @@ class Book:
         lines += ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)]
         files.write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
         self._record(id, [path, path.with_suffix(".md")], runs, dataset, stand_in)
-        return (shown.style.set_uuid(id).hide(axis="index").format(lambda v: f"{v:g}" if isinstance(v, float) else v)
-                .set_properties(**{"text-align": "left"}).set_table_attributes('style="font-size: 85%"'))
+        return (
+            shown.style.set_uuid(id)
+            .hide(axis="index")
+            .format(lambda v: f"{v:g}" if isinstance(v, float) else v)
+            .set_properties(**{"text-align": "left"})
+            .set_table_attributes('style="font-size: 85%"')
+        )
 
     def _record(self, id: str, paths, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:
             raise KeyError(f"{id!r} is no artefact of the papers; see lib.papers.ARTEFACTS")
         from lib import train
+
         about = papers.ARTEFACTS[id]
         seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})
-        entry = {"paper": about.paper, "title": about.title, "kind": about.kind, "notebook": self.name,
-                 "files": [Path(f).relative_to(ROOT).as_posix() for f in paths], "runs": list(runs),
-                 "dataset": dataset or self._datasets(runs) or "none: computed in the notebook",
-                 "seeds": seeds, "commit": train.commit()}
+        entry = {
+            "paper": about.paper,
+            "title": about.title,
+            "kind": about.kind,
+            "notebook": self.name,
+            "files": [Path(f).relative_to(ROOT).as_posix() for f in paths],
+            "runs": list(runs),
+            "dataset": dataset or self._datasets(runs) or "none: computed in the notebook",
+            "seeds": seeds,
+            "commit": train.commit(),
+        }
         if stand_in and self.profile != "paper":
             entry["stand_in"] = stand_in
         self.recorded[id] = entry
@@ -135,8 +153,12 @@ class Book:
         """What was measured along a run's training, first seed, as a pandas DataFrame with a row for each snapshot; where
         none was kept, the end alone."""
         import pandas as pd
+
         end = self.metrics(run)["seeds"][0]
-        images, hits = end.get("buffer") or end.get("samples") or {}, {"accuracy": end["accuracy"]} if "accuracy" in end else {}
+        images, hits = (
+            end.get("buffer") or end.get("samples") or {},
+            {"accuracy": end["accuracy"]} if "accuracy" in end else {},
+        )
         return pd.json_normalize(end.get("snapshots") or [{"iteration": end["iterations"], **hits, **images}])
 
     @staticmethod
@@ -148,6 +170,7 @@ class Book:
 def published(id: str, **columns):
     """The papers' numbers of a table as a pandas DataFrame, with a column that names their source."""
     import pandas as pd
+
     p = papers.published(id)
     frame = pd.DataFrame(p.rows, columns=p.columns)
     frame["source"] = f"{p.source}, {p.dataset}"
@@ -158,8 +181,12 @@ def inception_columns(section: dict, protocol: str = "") -> dict[str, float]:
     """A table's columns of a measured section (lib.evaluate): FID, IS and, of few images, KID in each of Inception's
     modes that the profile asks for, e.g. 'FID clean, plain'; {} where it asks for none. protocol: names the images."""
     of = protocol and f", {protocol}"
-    return {f"{number.upper()} {mode}{of}": measured[number] for mode, measured in section.get("inception", {}).items()
-            for number in ("fid", "is", "kid") if number in measured}
+    return {
+        f"{number.upper()} {mode}{of}": measured[number]
+        for mode, measured in section.get("inception", {}).items()
+        for number in ("fid", "is", "kid")
+        if number in measured
+    }
 
 
 def run_notebook(name: str, profile: str | None = None) -> Path:
@@ -170,6 +197,7 @@ def run_notebook(name: str, profile: str | None = None) -> Path:
     """
     import nbformat
     import papermill
+
     profile = params.profile(profile)
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.exists():
@@ -180,8 +208,15 @@ def run_notebook(name: str, profile: str | None = None) -> Path:
     files.writable(out.parent, *[NOTEBOOKS] * (profile == "quick"))
     # the kernel imports this checkout's lib, whichever one an environment has installed
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    papermill.execute_notebook(str(source), str(out), {"profile": profile}, kernel_name="python3", cwd=str(NOTEBOOKS),
-                               progress_bar=False, log_output=False)
+    papermill.execute_notebook(
+        str(source),
+        str(out),
+        {"profile": profile},
+        kernel_name="python3",
+        cwd=str(NOTEBOOKS),
+        progress_bar=False,
+        log_output=False,
+    )
     nb = nbformat.read(out, as_version=4)
     _tidy(nb)
     for path in (out, source) if profile == "quick" else (out,):
@@ -216,20 +251,31 @@ def register(profile: str | None = None) -> dict:
     notebooks = {p.stem[:2]: p.stem for p in NOTEBOOKS.glob("*.ipynb")}
     merged = {}
     for id, about in papers.ARTEFACTS.items():
-        reason = (f"not yet: it belongs to notebook {about.notebook}, which is "
-                  + ("there without it" if about.notebook in notebooks else "still to be written"))
-        merged[id] = found.get(id) or {"paper": about.paper, "title": about.title, "kind": about.kind,
-                                       "notebook": about.notebook, "missing": reason}
+        reason = f"not yet: it belongs to notebook {about.notebook}, which is " + (
+            "there without it" if about.notebook in notebooks else "still to be written"
+        )
+        merged[id] = found.get(id) or {
+            "paper": about.paper,
+            "title": about.title,
+            "kind": about.kind,
+            "notebook": about.notebook,
+            "missing": reason,
+        }
     files.write_json(folder / "artefacts.json", merged)
     return merged
 
 
 # the roles of data that artefacts are shown on, where these are not the primary one alone
-ROLES = {**dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
-         **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)), "sada-fig2": ("primary", "third"),
-         "at-fig2": ("primary", "faces"), "at-fig6": ("primary", "faces", "cats", "church"), "at-table3": ("faces", "cats", "church"),
-         **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
-         **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ())}
+ROLES = {
+    **dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
+    **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)),
+    "sada-fig2": ("primary", "third"),
+    "at-fig2": ("primary", "faces"),
+    "at-fig6": ("primary", "faces", "cats", "church"),
+    "at-table3": ("faces", "cats", "church"),
+    **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
+    **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ()),
+}
 
 
 def coverage() -> str:
@@ -247,7 +293,7 @@ def coverage() -> str:
 
 def _data_of(profile: str, roles) -> str:
     """The data sets that play these roles, e.g. 'MNIST 16×16; Fashion-MNIST 16×16 (Boot, Bag)'."""
-    found: dict[tuple[str, bool], list[str]] = {}                  # title, whether of some classes alone -> these
+    found: dict[tuple[str, bool], list[str]] = {}  # title, whether of some classes alone -> these
     for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
         if p:
             classes = found.setdefault((f"{data.TITLES[p.name]} {p.size}×{p.size}", bool(p.classes)), [])
@@ -269,6 +315,7 @@ def pages(folder: Path | None = None) -> list[Path]:
     """The notebooks, as saved, as HTML pages in `folder` (results/book/), whose links lead to each other.
     Raises: DataError for a link that leads nowhere."""
     from nbconvert import HTMLExporter
+
     folder = folder or ROOT / "results" / "book"
     files.writable(folder)
     exporter, written = HTMLExporter(), []

@@ -3,6 +3,7 @@
 writes results/<profile>/models/<run>.md: data, settings, numbers with their intervals, samples, limits, how to load. The
 main methods are those that notebook 14 compares. The same results give the same cards, to the letter.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,19 +15,31 @@ import yaml
 
 from lib import ROOT, data, files, papers, params
 
-SAMPLES = ("jempp-fig3", "sada-fig2", "at-fig6")        # the figures that show samples at random
-RADIUS = 8                                              # of the L_inf attack, 255ths: the papers' usual one
-IDLE = {    # settings that a section of this kind does not read
-    "wrn": ("width",), "discriminator": ("depth", "widen", "norm"), "resnet50": ("depth", "widen", "width", "norm"),
-    "uniform": ("images",), "gaussians": ("images",), "images": ("buffer", "reinit"),
-    "none": ("pad", "cutout", "share", "scale", "ratio"), "crop_flip": ("cutout", "share", "scale", "ratio"),
-    "autoaugment": ("share", "scale", "ratio"), "resized_crop": ("pad", "fill", "cutout"),
-    "sgld": ("closed_form",), "proximal": ("closed_form",), "pgd": ("closed_form", "noise"),
-    "sgd": ("betas",), "adam": ("momentum",),
+SAMPLES = ("jempp-fig3", "sada-fig2", "at-fig6")  # the figures that show samples at random
+RADIUS = 8  # of the L_inf attack, 255ths: the papers' usual one
+IDLE = {  # settings that a section of this kind does not read
+    "wrn": ("width",),
+    "discriminator": ("depth", "widen", "norm"),
+    "resnet50": ("depth", "widen", "width", "norm"),
+    "uniform": ("images",),
+    "gaussians": ("images",),
+    "images": ("buffer", "reinit"),
+    "none": ("pad", "cutout", "share", "scale", "ratio"),
+    "crop_flip": ("cutout", "share", "scale", "ratio"),
+    "autoaugment": ("share", "scale", "ratio"),
+    "resized_crop": ("pad", "fill", "cutout"),
+    "sgld": ("closed_form",),
+    "proximal": ("closed_form",),
+    "pgd": ("closed_form", "noise"),
+    "sgd": ("betas",),
+    "adam": ("momentum",),
 }
-PROTOCOLS = {   # of lib.evaluate: which images its distances are of
-    "buffer": "the replay buffer", "confident": "its most confident tenth per class", "fresh": "chains that start at p0",
-    "samples": "moved p0 images", "start": "p0 itself",
+PROTOCOLS = {  # of lib.evaluate: which images its distances are of
+    "buffer": "the replay buffer",
+    "confident": "its most confident tenth per class",
+    "fresh": "chains that start at p0",
+    "samples": "moved p0 images",
+    "start": "p0 itself",
 }
 
 
@@ -53,11 +66,22 @@ def card(name: str, profile: str) -> str | None:
     applied = ROOT / "results" / profile / "applications" / f"{name}.json"
     extra = files.read_json(applied, f"run `dvc repro apply@{name}`") if applied.exists() else {}
     paper = papers.PAPERS.get(name.split("-")[0], "A baseline of the papers, not a method of theirs.")
-    parts = [f"# {measured['title']}", f"Run `{name}` at profile `{profile}`. {paper}",
-             "## Data", f"{measured['data']}, {_pixels(about)}. Where they come from, and their licences: `data/README.md`.",
-             "## Settings", _settings(about, measured), "## Numbers", _numbers(measured, extra),
-             "## Samples", _samples(name, profile, about), "## Limits", _limits(about, measured, extra),
-             "## How to load it", _load(name, profile, about)]
+    parts = [
+        f"# {measured['title']}",
+        f"Run `{name}` at profile `{profile}`. {paper}",
+        "## Data",
+        f"{measured['data']}, {_pixels(about)}. Where they come from, and their licences: `data/README.md`.",
+        "## Settings",
+        _settings(about, measured),
+        "## Numbers",
+        _numbers(measured, extra),
+        "## Samples",
+        _samples(name, profile, about),
+        "## Limits",
+        _limits(about, measured, extra),
+        "## How to load it",
+        _load(name, profile, about),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,8 +96,11 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
 def _flat(section: dict) -> str:
     """A section of the configuration in a line: its kind, then what is set and read."""
     kind = section.get("kind") or section.get("optimizer")
-    inner = ", ".join(f"{k} ({_flat(v)})" if isinstance(v, dict) else f"{k} {v}" for k, v in section.items()
-                      if k not in ("kind", "optimizer", *IDLE.get(kind, ())) and v not in (None, [], False))
+    inner = ", ".join(
+        f"{k} ({_flat(v)})" if isinstance(v, dict) else f"{k} {v}"
+        for k, v in section.items()
+        if k not in ("kind", "optimizer", *IDLE.get(kind, ())) and v not in (None, [], False)
+    )
     return ": ".join(filter(None, (kind, inner)))
 
 
@@ -84,9 +111,11 @@ def _settings(about: dict, measured: dict) -> str:
     rows = [("network", f"{_flat(config['network'])}; {about['parameters']:,} parameters"), ("energy", energy)]
     cells = ("start", "step", "loss", "update", "augment", "adversary", "generation")
     rows += [(k, _flat(config[k])) for k in cells if config[k]]
-    rows += [("training", f"{mean['iterations']:,.0f} updates, {mean['epochs']:.1f} epochs, {mean['seconds']:,.0f} s a seed"),
-             ("seeds", ", ".join(str(s["seed"]) for s in measured["seeds"])),
-             ("made on", f"{about['device']}, {about['precision']}, torch {about['torch']}, commit {about['commit']}")]
+    rows += [
+        ("training", f"{mean['iterations']:,.0f} updates, {mean['epochs']:.1f} epochs, {mean['seconds']:,.0f} s a seed"),
+        ("seeds", ", ".join(str(s["seed"]) for s in measured["seeds"])),
+        ("made on", f"{about['device']}, {about['precision']}, torch {about['torch']}, commit {about['commit']}"),
+    ]
     return _table(("part", "setting"), rows)
 
 
@@ -96,18 +125,33 @@ def _numbers(measured: dict, extra: dict) -> str:
 
     def row(what, value, low=None, high=None, spread=None):
         show = ("{:.1f}" if what.endswith("%") else "{:.2f}").format
-        rows.append((what, show(value), f"{show(low)} to {show(high)}" if low is not None else "–",
-                     show(spread) if spread is not None and n > 1 else "–"))
+        rows.append(
+            (
+                what,
+                show(value),
+                f"{show(low)} to {show(high)}" if low is not None else "–",
+                show(spread) if spread is not None and n > 1 else "–",
+            )
+        )
 
     if "accuracy" in m:
-        row("accuracy on test images, %", *(100 * m[k] for k in ("accuracy", "accuracy_low", "accuracy_high")),
-            100 * sd["accuracy"])
-        row("expected calibration error (20 bins), %", *(100 * m["calibration"][k] for k in ("ece", "ece_low", "ece_high")),
-            100 * sd["calibration"]["ece"])
+        row(
+            "accuracy on test images, %",
+            *(100 * m[k] for k in ("accuracy", "accuracy_low", "accuracy_high")),
+            100 * sd["accuracy"],
+        )
+        row(
+            "expected calibration error (20 bins), %",
+            *(100 * m["calibration"][k] for k in ("ece", "ece_low", "ece_high")),
+            100 * sd["calibration"]["ece"],
+        )
     for key in (k for k in PROTOCOLS if k in m):
         q, s = m[key], sd[key]
-        row(f"FD-clf of {PROTOCOLS[key]} ({q['images']:,.0f} images)", *(q.get(k) for k in ("fd_clf", "fd_low", "fd_high")),
-            s["fd_clf"])
+        row(
+            f"FD-clf of {PROTOCOLS[key]} ({q['images']:,.0f} images)",
+            *(q.get(k) for k in ("fd_clf", "fd_low", "fd_high")),
+            s["fd_clf"],
+        )
         row(f"IS-clf of {PROTOCOLS[key]}", q["is_clf"], spread=s["is_clf"])
         for mode, i in q.get("inception", {}).items():
             for name in (n for n in ("fid", "is", "kid") if n in i):
@@ -116,8 +160,10 @@ def _numbers(measured: dict, extra: dict) -> str:
         row(what, value, low, high)
     notes = ["Intervals: 95 %, bootstrap over images (means over seeds); spread: standard deviation over seeds."]
     if "start" in m:
-        notes.append("FD-clf and IS-clf use the features of this pipeline's reference classifier (weights "
-                     f"{measured['feature_extractor']}): they are not FID and IS, and not to be compared with a paper's.")
+        notes.append(
+            "FD-clf and IS-clf use the features of this pipeline's reference classifier (weights "
+            f"{measured['feature_extractor']}): they are not FID and IS, and not to be compared with a paper's."
+        )
     return _table(("measure", "value", "interval", "spread"), rows) + "\n\n" + " ".join(notes)
 
 
@@ -126,8 +172,12 @@ def _applied(extra: dict) -> list[tuple]:
     rows, r, worst = [], extra.get("robustness"), extra.get("worst_case", {})
     if r:
         i = _near(r["linf"]["radii"])
-        rows.append((f"accuracy under L∞ PGD of {r['linf']['radii'][i]}/255 ({r['steps']} steps, {r['images']} images), %",
-                     *(100 * r["linf"][k][i] for k in ("accuracy", "low", "high"))))
+        rows.append(
+            (
+                f"accuracy under L∞ PGD of {r['linf']['radii'][i]}/255 ({r['steps']} steps, {r['images']} images), %",
+                *(100 * r["linf"][k][i] for k in ("accuracy", "low", "high")),
+            )
+        )
     for kind, scores in extra.get("ood", {}).get("auroc", {}).items():
         s = scores["log_p_x"]
         rows.append((f"AUROC of log p(x) against {kind}", s["value"], s["low"], s["high"]))
@@ -158,28 +208,38 @@ def _limits(about: dict, measured: dict, extra: dict) -> str:
     config, m, seeds = about["config"], measured["mean"], measured["seeds"]
     said = []
     if config["profile"] != "paper":
-        said.append(f"A small model ({about['parameters']:,} parameters, {m['epochs']:.1f} epochs): made to study the "
-                    "method, not to be used. Its numbers are not the paper's, whose data, network and training are larger.")
+        said.append(
+            f"A small model ({about['parameters']:,} parameters, {m['epochs']:.1f} epochs): made to study the "
+            "method, not to be used. Its numbers are not the paper's, whose data, network and training are larger."
+        )
     if len(seeds) == 1:
         said.append("One seed: how much another one would differ is not known.")
     if bad := [s for s in seeds if s["verdict"] != "finished"]:
-        said.append("; ".join(f"seed {s['seed']} {s['verdict']}" for s in bad) + ": its numbers are of the last healthy "
-                    "weights.")
-    said.append("It knows its training images' kind alone. log p(x) is known up to a constant: it ranks images within this "
-                "model, and is no probability.")
+        said.append(
+            "; ".join(f"seed {s['seed']} {s['verdict']}" for s in bad) + ": its numbers are of the last healthy weights."
+        )
+    said.append(
+        "It knows its training images' kind alone. log p(x) is known up to a constant: it ranks images within this "
+        "model, and is no probability."
+    )
     if sets := extra.get("ood", {}).get("auroc"):
         worst = min(sets, key=lambda k: sets[k]["log_p_x"]["value"])
         said.append(f"What log p(x) tells apart worst: {worst} (AUROC {sets[worst]['log_p_x']['value']:.2f}).")
     if r := extra.get("robustness"):
         radius, right = r["linf"]["radii"][-1], r["linf"]["accuracy"][-1]
-        said.append(f"Attacked images deceive it: under PGD of {radius}/255 it is right on {100 * right:.0f} %; a stronger "
-                    "attack may do more.")
+        said.append(
+            f"Attacked images deceive it: under PGD of {radius}/255 it is right on {100 * right:.0f} %; a stronger "
+            "attack may do more."
+        )
     if "buffer" in m:
-        said.append("Samples come from a buffer of chains that were kept through training. Short chains do not mix: they are "
-                    "near the data, and no fair draws of exp(-E).")
+        said.append(
+            "Samples come from a buffer of chains that were kept through training. Short chains do not mix: they are "
+            "near the data, and no fair draws of exp(-E)."
+        )
     if "samples" in m:
-        said.append("It has no labels and does not classify. Samples inherit the variety of the p0 images that they start "
-                    "from.")
+        said.append(
+            "It has no labels and does not classify. Samples inherit the variety of the p0 images that they start from."
+        )
     return "\n".join(f"* {s}" for s in said)
 
 
@@ -189,9 +249,17 @@ def _load(name: str, profile: str, about: dict) -> str:
     calls = [("s = model.score(x)", "log p(x) up to a constant: (n,)")]
     calls += [("p = model.classify(x)", "p(y|x): (n, classes)")] * (config["network"]["logits"] != 1)
     calls += [("images = model.sample(16)", "uint8 (16, C, H, W)")] * bool(config["step"])
-    lines = ["from lib import data", "from lib.evaluate import load_run", "", f'model = load_run("{name}", "{profile}")',
-             f'x = data.load("{profile}", "{config["data"]}").x_test', *(f"{call:28}# {what}" for call, what in calls)]
-    return f"With its weights in place (`dvc pull`, or `dvc repro train@{name}`):\n\n```python\n" + "\n".join(lines) + "\n```"
+    lines = [
+        "from lib import data",
+        "from lib.evaluate import load_run",
+        "",
+        f'model = load_run("{name}", "{profile}")',
+        f'x = data.load("{profile}", "{config["data"]}").x_test',
+        *(f"{call:28}# {what}" for call, what in calls),
+    ]
+    return (
+        f"With its weights in place (`dvc pull`, or `dvc repro train@{name}`):\n\n```python\n" + "\n".join(lines) + "\n```"
+    )
 
 
 def write(profile: str, names: list[str]) -> list[Path]:
@@ -202,8 +270,10 @@ def write(profile: str, names: list[str]) -> list[Path]:
         try:
             text = card(name, profile)
         except KeyError as e:
-            raise data.DataError(f"what was measured of {name} ({profile}) has no {e}: it is of another version; run "
-                                 f"`dvc repro evaluate@{name}`, and apply@{name} where there is one") from e
+            raise data.DataError(
+                f"what was measured of {name} ({profile}) has no {e}: it is of another version; run "
+                f"`dvc repro evaluate@{name}`, and apply@{name} where there is one"
+            ) from e
         if text:
             written.append(folder / f"{name}.md")
             files.write_text(written[-1], text)

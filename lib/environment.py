@@ -5,6 +5,7 @@
 Needs the standard library alone. It prints the Python to go on with: `.venv/bin/python -m lib.pipeline` (on Windows
 `.venv\\Scripts\\python -m lib.pipeline`) is `make repro`, `... -m pytest` is `make test`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from lib import ROOT, files
 
-SUPPORTED = (3, 11, 5), (3, 14)         # from, to: what the pinned versions have wheels for
+SUPPORTED = (3, 11, 5), (3, 14)  # from, to: what the pinned versions have wheels for
 FILES = ("requirements.txt", "pyproject.toml")
 
 
@@ -30,8 +31,10 @@ def refusal(version: tuple[int, ...]) -> str | None:
     if first <= version and version[:2] <= last:
         return None
     name, newest = (".".join(map(str, v)) for v in (version, last))
-    return (f"Python {name}: expected {'.'.join(map(str, first))} to {newest}; choose one with make PYTHON=python{newest} ..., "
-            f"or python{newest} -m lib.environment")
+    return (
+        f"Python {name}: expected {'.'.join(map(str, first))} to {newest}; choose one with make PYTHON=python{newest} ..., "
+        f"or python{newest} -m lib.environment"
+    )
 
 
 def set_up(folder: Path) -> None:
@@ -58,8 +61,9 @@ def main() -> None:
     try:
         set_up(folder)
     except subprocess.CalledProcessError as e:
-        raise ValueError(f"pip ended with status {e.returncode}, for the reason above: mend it and run the same command "
-                         "again") from None
+        raise ValueError(
+            f"pip ended with status {e.returncode}, for the reason above: mend it and run the same command again"
+        ) from None
     print(python_of(folder).relative_to(ROOT).as_posix())
 
 

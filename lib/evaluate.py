@@ -3,6 +3,7 @@
 writes results/<profile>/metrics/<run>.json (kept in git), one entry per seed and their mean. The reference
 classifier and the run are read from artifacts/; nothing is trained.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,34 +21,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import (
-    ROOT, checkpoint, data, distributed, files, inception, metrics, networks, params, samplers, train, uncertainty)
-from lib.energy import Energy, log_p_y
+from lib import ROOT, data, files, params, train
+from lib.measures import inception, metrics, uncertainty
+from lib.parts import networks, samplers
+from lib.parts.energy import Energy, log_p_y
+from lib.training import checkpoint, distributed
 
-SHARE = 0.1         # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
-BATCH = 250         # images moved at once
-RESAMPLES = 30      # of FD-clf's bootstrap interval: its matrix square roots are slow
-FRESH = 1000        # chains without the buffer: as many as the most confident share of 10,000
-SOME = 5000         # of Inception's features of the data, kept for KID
-KEPT = ("verdict", "iterations", "planned", "epochs", "divergences", "seconds", "seconds_per_epoch")        # of training's
+SHARE = 0.1  # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
+BATCH = 250  # images moved at once
+RESAMPLES = 30  # of FD-clf's bootstrap interval: its matrix square roots are slow
+FRESH = 1000  # chains without the buffer: as many as the most confident share of 10,000
+SOME = 5000  # of Inception's features of the data, kept for KID
+KEPT = ("verdict", "iterations", "planned", "epochs", "divergences", "seconds", "seconds_per_epoch")  # of training's
 
 
 @dataclass
 class Trained:
     """A run as it came out of training: what notebooks and evaluation work with.
 
-        model = load_run("jempp-m10")
-        images = model.sample(16)                # uint8 (16, C, H, W)
-        p, s = model.classify(images), model.score(images)      # p(y|x) (16, classes); log p(x) + log Z (16,)
+    model = load_run("jempp-m10")
+    images = model.sample(16)                # uint8 (16, C, H, W)
+    p, s = model.classify(images), model.score(images)      # p(y|x) (16, classes); log p(x) + log Z (16,)
     """
+
     run: params.Run
     seed: int
     model: networks.Network
-    buffer: torch.Tensor | None          # uint8 (|B|, C, H, W)
+    buffer: torch.Tensor | None  # uint8 (|B|, C, H, W)
     metrics: dict
     provenance: dict
     folder: Path
-    shape: tuple[int, int, int] | None = None       # of its images, (C, H, W); None: not checked
+    shape: tuple[int, int, int] | None = None  # of its images, (C, H, W); None: not checked
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +66,9 @@ class Trained:
         generates, translates and repairs. uint8 (n, C, H, W) -> uint8, evaluation mode."""
         low, moved = self.run.low, []
         for part in metrics.batches(x, BATCH):
-            chain = samplers.pgd(self.energy(), data.to_range(part.to(self.device), low), K=K, alpha=alpha, radius=radius,
-                                 clip=(low, 1.0))
+            chain = samplers.pgd(
+                self.energy(), data.to_range(part.to(self.device), low), K=K, alpha=alpha, radius=radius, clip=(low, 1.0)
+            )
             moved.append(data.to_bytes(samplers.last(chain), low).cpu())
         return torch.cat(moved)
 
@@ -81,14 +86,20 @@ class Trained:
         """
         run = self.run
         if run.step is None or n < 1:
-            raise ValueError(f"{n} samples of {run.name}: " + ("expected at least 1" if run.step else "a classifier has no "
-                             "chain; expected a run with a start and a step, such as jempp-m10"))
+            raise ValueError(
+                f"{n} samples of {run.name}: "
+                + (
+                    "expected at least 1"
+                    if run.step
+                    else "a classifier has no chain; expected a run with a start and a step, such as jempp-m10"
+                )
+            )
         if run.generation:
             starts = data.to_bytes(self._fresh(n, generator), run.low)
             return self.perturb(starts, run.generation.steps, run.generation.alpha)
-        m = max(n, run.update.batch)                    # batch norm looks at the batch: no fewer chains than in training
+        m = max(n, run.update.batch)  # batch norm looks at the batch: no fewer chains than in training
         x0 = self._fresh(m, generator) if fresh else data.to_range(self.buffer[self._shuffled(m, generator)], run.low)
-        noise = torch.Generator(self.device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+        noise = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
         visits = round(1 / max(run.start.reinit, 0.01)) if fresh else 1
         with networks.batch_statistics(self.model):
             moved = [self._visit(part, visits, noise) for part in x0.tensor_split(-(-m // BATCH))]
@@ -114,8 +125,9 @@ class Trained:
         """p(y|x) of uint8 images (n, C, H, W): (n, classes), rows add up to 1. Evaluation mode; without the input noise
         under which accuracy is measured. Raises: ValueError for AT-EBM, which has no classes, and for other images."""
         if self.model.head.out_features == 1:
-            raise ValueError(f"run {self.run.name} has one logit and no classes: use score, or a run with labels, such as "
-                             "jempp-m10")
+            raise ValueError(
+                f"run {self.run.name} has one logit and no classes: use score, or a run with labels, such as jempp-m10"
+            )
         return log_p_y(metrics.logits_of(self.model, self._checked(x), device=self.device, low=self.run.low)).exp()
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
@@ -126,8 +138,10 @@ class Trained:
     def _checked(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype != torch.uint8 or x.dim() != 4 or (self.shape and tuple(x.shape[1:]) != tuple(self.shape)):
             wanted = ", ".join(map(str, self.shape or ("C", "H", "W")))
-            raise ValueError(f"images {x.dtype} of shape {tuple(x.shape)}: expected torch.uint8 (n, {wanted}), as "
-                             f"{self.run.name} was trained on; data.to_bytes and sources.resize make them")
+            raise ValueError(
+                f"images {x.dtype} of shape {tuple(x.shape)}: expected torch.uint8 (n, {wanted}), as "
+                f"{self.run.name} was trained on; data.to_bytes and sources.resize make them"
+            )
         return x
 
 
@@ -142,11 +156,13 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
         raise data.DataError(f"{folder} has no weights: {remedy}")
     about = files.read_json(folder / "provenance.json", remedy, ("run", "profile", "seed", "precision"))
     if (its := (about["run"], about["profile"], about["seed"])) != (run.name, run.profile, seed):
-        raise data.DataError(f"{folder} holds {its[0]}, profile {its[1]}, seed {its[2]}; expected {run.name}, "
-                             f"{run.profile}, {seed}: {remedy}")
+        raise data.DataError(
+            f"{folder} holds {its[0]}, profile {its[1]}, seed {its[2]}; expected {run.name}, {run.profile}, {seed}: {remedy}"
+        )
     numbers, split = files.read_json(folder / "metrics.json", remedy, KEPT), data.load(run.profile, run.data)
-    model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
-                           size=split.shape[1])
+    model = networks.build(
+        **run.network.model_dump(), classes=len(split.classes), channels=split.shape[0], size=split.shape[1]
+    )
     _load_weights(model, folder, remedy)
     chains = run.start is not None and run.start.kind != "images"
     buffer = _buffer(folder, split.shape, remedy) if chains else None
@@ -163,8 +179,9 @@ def _buffer(folder: Path, shape: tuple[int, ...], remedy: str) -> torch.Tensor:
     x = files.read_tensors(folder / "buffer.pt", remedy)
     if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != tuple(shape) or not len(x):
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise data.DataError(f"{folder / 'buffer.pt'} holds {what}; expected torch.uint8 (n, {', '.join(map(str, shape))}): "
-                             f"{remedy}")
+        raise data.DataError(
+            f"{folder / 'buffer.pt'} holds {what}; expected torch.uint8 (n, {', '.join(map(str, shape))}): {remedy}"
+        )
     return x
 
 
@@ -176,22 +193,27 @@ def _retrain(trained: Trained) -> str:
 class Judge:
     """What images are measured by, against train + test images (the papers' reference): the reference classifier's
     features, and Inception's in the modes that the profile asks for."""
+
     reference: Trained
     real: metrics.Moments
-    inception: dict[str, tuple[inception.Inception, metrics.Moments]]       # by mode
+    inception: dict[str, tuple[inception.Inception, metrics.Moments]]  # by mode
     device: str = "cpu"
 
     @classmethod
     def of(cls, reference: Trained, split: data.Split, modes=(), device="cpu") -> Judge:
         networks = {mode: inception.Inception(mode, device) for mode in modes}
-        return cls(reference, moments_of_data(reference, split, device),
-                   {mode: (network, moments_of_data(network, split, device)) for mode, network in networks.items()}, device)
+        return cls(
+            reference,
+            moments_of_data(reference, split, device),
+            {mode: (network, moments_of_data(network, split, device)) for mode, network in networks.items()},
+            device,
+        )
 
     def __call__(self, images: torch.Tensor, resamples: int = 0, along: bool = False) -> dict:
         """FD-clf and IS-clf of uint8 images, with `resamples` an interval too; under `inception`, mode -> FID, IS, KID.
         along: one of many measurements along training, by the first mode alone."""
         out = metrics.quality(images, self.reference.model, self.real, self.device, resamples)
-        if modes := list(self.inception)[:1 if along else None]:
+        if modes := list(self.inception)[: 1 if along else None]:
             out["inception"] = {mode: metrics.inception_quality(images, *self.inception[mode]) for mode in modes}
         return out
 
@@ -215,7 +237,7 @@ def measure(trained: Trained, judge: Judge | None, split: data.Split, device="cp
     if len(kept) >= 10:
         out["confident"] = {**judge(trained.buffer[kept]), "share": SHARE}
         # A Frechet distance grows as images get fewer: the fair comparison is as many images at random.
-        some = torch.randperm(len(trained.buffer), generator=torch.Generator().manual_seed(0))[:len(kept)]
+        some = torch.randperm(len(trained.buffer), generator=torch.Generator().manual_seed(0))[: len(kept)]
         out["matched"] = judge(trained.buffer[some])
     start = train.start_of(trained.run, split, "cpu")
     draws = data.to_bytes(start.draw(len(trained.buffer), torch.Generator().manual_seed(0)))
@@ -246,8 +268,11 @@ def moments_of_data(extractor: Trained | inception.Inception, split: data.Split,
     x = torch.cat([split.x_train, split.x_test])
     features = metrics.features_of(extractor.model, x, device)[0] if ours else extractor(x)[0]
     mean, covariance = metrics.moments(features)
-    found = metrics.Moments(mean, covariance, None if ours else features[torch.randperm(
-        len(features), generator=torch.Generator().manual_seed(0))[:SOME].numpy()])
+    found = metrics.Moments(
+        mean,
+        covariance,
+        None if ours else features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:SOME].numpy()],
+    )
     content = io.BytesIO()
     np.savez(content, **{k: v for k, v in found._asdict().items() if v is not None})
     files.write_bytes(path, content.getvalue())
@@ -310,9 +335,16 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
         trained = load_run(name, run.profile, seed, device)
         seeds.append({"seed": seed, **{k: trained.metrics[k] for k in KEPT}, **measure(trained, judge, split, device)})
     weights = (reference.folder / "weights.pt").read_bytes()
-    out = {"run": name, "title": run.title, "data": split.title, "seeds": seeds, "mean": _over(seeds, np.mean),
-           "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
-           "feature_extractor": hashlib.sha256(weights).hexdigest()[:16], "precision": trained.provenance["precision"]}
+    out = {
+        "run": name,
+        "title": run.title,
+        "data": split.title,
+        "seeds": seeds,
+        "mean": _over(seeds, np.mean),
+        "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
+        "feature_extractor": hashlib.sha256(weights).hexdigest()[:16],
+        "precision": trained.provenance["precision"],
+    }
     return {**out, "inception": inception.SHA256} if judge and judge.inception else out
 
 

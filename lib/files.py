@@ -3,6 +3,7 @@
 A file is written beside its place, forced to disk, then renamed. Reading tells damage, which the remedy cures, from a
 fault of the machine (no memory, no permission, a failing disk), which says nothing about the file.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -32,8 +33,10 @@ def writable(*folders: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as e:
-            raise OSError(f"{folder} is no folder to write to ({_reason(e)}): make it writable, or work in a copy of the "
-                          "project that is") from None
+            raise OSError(
+                f"{folder} is no folder to write to ({_reason(e)}): make it writable, or work in a copy of the "
+                "project that is"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -50,9 +53,11 @@ def whole(path: Path):
         with open(part, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as e:                # torch reports a failed write as RuntimeError
-        raise OSError(f"{path} could not be written ({_reason(e)}); what was there before is intact. Free disk space, or "
-                      "make the place writable, and run the same command again: it continues where it can") from e
+    except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
+        raise OSError(
+            f"{path} could not be written ({_reason(e)}); what was there before is intact. Free disk space, or "
+            "make the place writable, and run the same command again: it continues where it can"
+        ) from e
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -81,6 +86,7 @@ def write_figure(path: Path, figure) -> None:
 def write_tensors(path: Path, state) -> None:
     """torch.save; the same tensors give the same bytes, whatever the file's name."""
     import torch
+
     with whole(path) as part, open(part, "wb") as f:
         torch.save(state, f)
 
@@ -108,8 +114,9 @@ def read_tensors(path: Path, remedy: str, device="cpu"):
     Raises: DataError where the file is missing or damaged; MemoryError, OSError where the machine fails.
     """
     import torch
+
     with _reading(path, remedy):
-        with open(path, "rb") as f:                     # legacy files of torch are no archives
+        with open(path, "rb") as f:  # legacy files of torch are no archives
             if zipfile.is_zipfile(f) and zipfile.ZipFile(f).testzip():
                 raise DataError(f"{path} is damaged (its own checksums do not hold): {remedy}")
         return torch.load(path, map_location=device, weights_only=True)
@@ -124,10 +131,10 @@ def _reading(path: Path, remedy: str):
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {remedy}") from None
     except OSError as e:
-        if e.errno in (None, errno.EINVAL):             # a torn archive sends its reader to before the file's beginning
+        if e.errno in (None, errno.EINVAL):  # a torn archive sends its reader to before the file's beginning
             raise DataError(f"{path} is damaged (torn): {remedy}") from None
         raise OSError(e.errno, os.strerror(e.errno), str(path)) from None
-    except Exception as e:                              # zip, pickle, JSON and EOF errors: torch raises many kinds
+    except Exception as e:  # zip, pickle, JSON and EOF errors: torch raises many kinds
         if isinstance(e, MemoryError) or "out of memory" in str(e) or "allocate memory" in str(e):
             raise MemoryError(f"{path} could not be read: out of memory; the file is left as it is") from e
         raise DataError(f"{path} is damaged ({_damage(path, e)}): {remedy}") from None
@@ -151,6 +158,7 @@ def _reason(e: Exception) -> str:
 def command(*faults: type[Exception]):
     """Decorates a command's `main`: what goes wrong with files, and `faults`, ends in one line; a letter that the terminal
     cannot show (a rho under cp1252) is escaped, not fatal."""
+
     def around(main):
         @functools.wraps(main)
         def call():
@@ -161,5 +169,7 @@ def command(*faults: type[Exception]):
                 return main()
             except (DataError, OSError, MemoryError, *faults) as e:
                 sys.exit(f"error: {str(e) or 'out of memory'}")
+
         return call
+
     return around

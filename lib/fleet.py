@@ -7,6 +7,7 @@
 For GPUs that are rented or taken away. A job is one seed of one run; the same command continues an interrupted one
 to the same bits. Exit status 75 (as lib.train) where something is left to train, 1 where a job failed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,15 +25,16 @@ import torch
 
 from lib import ROOT, cards, data, files, packing, params, sources, train
 
-MEASURING = 0.15        # of the time, kept for measuring what was trained
+MEASURING = 0.15  # of the time, kept for measuring what was trained
 TEXT = ("metrics.json", "curve.csv", "provenance.json")
 FOLDERS = ("artifacts", "results", "scratch")
-STAGES = {"metrics": "evaluate", "applications": "apply"}       # dvc.yaml's, by what they write
+STAGES = {"metrics": "evaluate", "applications": "apply"}  # dvc.yaml's, by what they write
 
 
 @dataclass(frozen=True)
 class Job:
     """One seed of one run. `run` is configured for this seed alone."""
+
     run: params.Run
     seed: int
 
@@ -53,7 +55,7 @@ class Job:
     def checkpoint(self) -> Path | None:
         """The newest one that this configuration, on these data, can continue from."""
         begun = list((self.scratch / self.run.profile / self.run.name).glob("*/*/*.pt"))
-        digest = train.fingerprint(self.run) if begun else None         # which reads the data
+        digest = train.fingerprint(self.run) if begun else None  # which reads the data
         return max((p for p in begun if p.parent.parent.name == digest), default=None)
 
     @property
@@ -72,7 +74,7 @@ class Job:
             return False
         if not weights.exists():
             return _newer(result("metrics", self.run.profile, self.run.name), [about])
-        if not zipfile.is_zipfile(weights):                     # its end is there, where an archive has its list
+        if not zipfile.is_zipfile(weights):  # its end is there, where an archive has its list
             _say(f"{weights} is damaged (torn): {self} counts as unfinished")
             return False
         return True
@@ -111,6 +113,7 @@ def jobs(profile: str, names: Iterable[str] = ()) -> list[Job]:
         name, nth = job.run.name, configs[job.run.name].seeds.index(job.seed)
         kind = 0 if name in references else (1 if nth == 0 else 2) if name in main else 3
         return kind, nth, order.index(name)
+
     return sorted((j for r in wanted.values() if params.data(profile, r.data) for j in seeds_of(r)), key=place)
 
 
@@ -151,7 +154,7 @@ def work(todo: list[Job], deadline: float) -> set[Job]:
             break
         began = time.monotonic()
         if not job.checkpoint:
-            shutil.rmtree(job.folder, ignore_errors=True)       # another configuration's: its snapshots would stay
+            shutil.rmtree(job.folder, ignore_errors=True)  # another configuration's: its snapshots would stay
         try:
             [m] = train.train(job.run, scratch=job.scratch, deadline=deadline)
             line = f"{m['verdict']}, {m['iterations']} iterations, held-out accuracy {m['holdout_accuracy']}"
@@ -160,7 +163,7 @@ def work(todo: list[Job], deadline: float) -> set[Job]:
         except (params.ConfigError, OSError, MemoryError, RuntimeError) as e:
             line = f"failed: {' '.join(str(e).split())}"
             failed.add(job)
-        torch.cuda.empty_cache()                                # measuring is another process's work, on the same GPU
+        torch.cuda.empty_cache()  # measuring is another process's work, on the same GPU
         print(f"{job}: {line} ({time.monotonic() - began:.0f} s)", flush=True)
     return failed
 
@@ -189,7 +192,7 @@ def measurements(every: list[Job]) -> list[tuple[str, Path, list[str]]]:
             path = result(kind, own[0].run.profile, name)
             if not _newer(path, [j.folder / "provenance.json" for j in own]):
                 found.append((name, path, command))
-    return sorted(found, key=lambda f: f[1].parent.name != "metrics")       # which keeps the order within a kind
+    return sorted(found, key=lambda f: f[1].parent.name != "metrics")  # which keeps the order within a kind
 
 
 def measure(every: list[Job], deadline: float) -> None:
@@ -200,8 +203,14 @@ def measure(every: list[Job], deadline: float) -> None:
             break
         began = time.monotonic()
         try:
-            done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, encoding="utf-8",
-                                  errors="replace", timeout=left)
+            done = subprocess.run(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=left,
+            )
             line = "measured" if done.returncode == 0 else f"failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
         except subprocess.TimeoutExpired:
             line = "out of time; nothing written"
@@ -257,8 +266,13 @@ def table(every: list[Job]) -> str:
     rows, waiting = [("run", "trained", "metrics", "applications")], {path for _, path, _ in measurements(every)}
     for name, own in _by_run(every).items():
         paths = [result(kind, own[0].run.profile, name) for kind in rows[0][2:]]
-        rows.append((name, f"{sum(j.finished for j in own)} of {len(own)}",
-                     *("yes" if p.exists() and p not in waiting else "-" for p in paths)))
+        rows.append(
+            (
+                name,
+                f"{sum(j.finished for j in own)} of {len(own)}",
+                *("yes" if p.exists() and p not in waiting else "-" for p in paths),
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
 
@@ -275,11 +289,14 @@ def _by_run(every: list[Job]) -> dict[str, list[Job]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure what is pending, within a number of minutes.")
     parser.add_argument("--profile", choices=params.PROFILES)
-    parser.add_argument("--minutes", type=train.amount, default=0.0,
-                        help="for all of it, packing apart; 0: say what is pending")
+    parser.add_argument(
+        "--minutes", type=train.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending"
+    )
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="a pack's folder, or its manifest: continue from it")
-    parser.add_argument("--commit", action="store_true", help="tell DVC of what is finished, so that it is not trained again")
+    parser.add_argument(
+        "--commit", action="store_true", help="tell DVC of what is finished, so that it is not trained again"
+    )
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="at the end, write what came out as a few files")
     parser.add_argument("--files", type=int, default=8, help="of a pack, at most")
     parser.add_argument("--megabytes", type=train.amount, default=16, help="of each of them, at most (10^6 bytes)")
@@ -306,13 +323,16 @@ def _main(args) -> int:
     if args.commit:
         commit(profile, every)
     if args.pack:
-        m = packing.pack(luggage(profile, every), ROOT, args.pack, f"fleet-{profile}", count=args.files,
-                         megabytes=args.megabytes)
+        m = packing.pack(
+            luggage(profile, every), ROOT, args.pack, f"fleet-{profile}", count=args.files, megabytes=args.megabytes
+        )
         print(f"packed {len(m['files'])} files as {len(m['parts']) + 1} in {args.pack}; {len(m['left_out'])} did not fit")
     left = [j for j in every if not j.finished]
     trained = len(todo) - len(left)
-    print(f"{trained or 'nothing'} trained in {args.minutes:g} minutes; " + (
-        f"{len(left)} of {len(every)} pending, next {left[0]}" if left else f"nothing of {len(every)} pending"))
+    print(
+        f"{trained or 'nothing'} trained in {args.minutes:g} minutes; "
+        + (f"{len(left)} of {len(every)} pending, next {left[0]}" if left else f"nothing of {len(every)} pending")
+    )
     return 1 if failed else train.UNFINISHED if left else 0
 
 

@@ -2,6 +2,7 @@
 
 `cat NAME.tar.gz.* | tar xz` restores what `unpack` does, unchecked.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from lib import files
 from lib.files import DataError
 
-END = gzip.compress(bytes(1024), mtime=0)               # a tar ends with two empty blocks
+END = gzip.compress(bytes(1024), mtime=0)  # a tar ends with two empty blocks
 PARTS = ".tar.gz."
 
 
@@ -40,8 +41,10 @@ def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
         held, left_out = _gather(paths, root, whole, room)
         manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
     except OSError as e:
-        raise OSError(f"{folder} could not take the pack ({e}): free disk space, or name another folder; what is packed stays "
-                      "where it is") from e
+        raise OSError(
+            f"{folder} could not take the pack ({e}): free disk space, or name another folder; what is packed stays "
+            "where it is"
+        ) from e
     finally:
         whole.unlink(missing_ok=True)
     files.write_json(folder / f"{name}.json", manifest)
@@ -54,7 +57,7 @@ def _gather(paths: Iterable[Path], root: Path, whole: Path, room: int) -> tuple[
     with open(whole, "wb") as out:
         for path in paths:
             inside, n = path.relative_to(root).as_posix(), path.stat().st_size
-            member = _member(path, inside) if n <= room else b""        # weights hardly shrink: no use to try
+            member = _member(path, inside) if n <= room else b""  # weights hardly shrink: no use to try
             if not member or len(member) > room:
                 left_out.append(inside)
                 continue
@@ -84,8 +87,9 @@ def _cut(whole: Path, stem: Path, size: int) -> list[dict]:
     return parts
 
 
-def unpack(manifest: Path, root: Path, *, inside: tuple[str, ...],
-           keep: Callable[[str], bool] = lambda name: False) -> list[str]:
+def unpack(
+    manifest: Path, root: Path, *, inside: tuple[str, ...], keep: Callable[[str], bool] = lambda name: False
+) -> list[str]:
     """Restore a pack's files under `root`; returns their names. Nothing is written unless all of it is in order; each file
     is whole or absent, and what marks a result as whole, its provenance.json, comes last.
 
@@ -116,7 +120,7 @@ def _joined(manifest: Path) -> bytes:
         raise DataError(f"{manifest} is no manifest of a pack ({type(e).__name__}: {e}): copy it again") from e
     pieces = []
     for name, digest in parts:
-        path = manifest.parent / Path(name).name                # a part lies beside its manifest
+        path = manifest.parent / Path(name).name  # a part lies beside its manifest
         if not path.exists():
             raise DataError(f"{path} is missing: expected {len(parts)} parts beside {manifest.name}; copy them again")
         pieces.append(path.read_bytes())
@@ -129,5 +133,7 @@ def _joined(manifest: Path) -> bytes:
 def _check(entry: tarfile.TarInfo, manifest: Path, inside: tuple[str, ...]) -> None:
     path = PurePosixPath(entry.name)
     if not (entry.isfile() and len(path.parts) > 1 and path.parts[0] in inside and ".." not in path.parts):
-        raise DataError(f"{manifest} holds {entry.name!r}: expected plain files in {', '.join(f'{i}/' for i in inside)} "
-                        "alone; nothing was restored: take no pack from a stranger")
+        raise DataError(
+            f"{manifest} holds {entry.name!r}: expected plain files in {', '.join(f'{i}/' for i in inside)} "
+            "alone; nothing was restored: take no pack from a stranger"
+        )

@@ -9,6 +9,7 @@ elsewhere. `python -m lib.X ...` starts in a copy of a process that has imported
 fork: a stage of the smoke profile takes a second, and its imports alone take several. Each stage's output goes to
 scratch/logs/<stage>.log. A second `dvc repro` or pipeline at the same time is refused by DVC's own locks.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,11 +31,11 @@ from pathlib import Path
 from lib import ROOT, files
 
 LOGS = ROOT / "scratch" / "logs"
-KINDS = ("data", "notebook-01", "train", "evaluate", "apply")       # the first pictures early; then what others wait for
-MEMORY = 1.0                                                        # GB that one stage may need: 0.65 measured
-PRELOADED = ("torch", "numpy", "scipy.linalg", "yaml", "pydantic", "filelock", "tqdm")      # never lib, which may be edited
-QUIET = 60.0            # seconds without a word, after which the stages at work are named
-LOCK_SHARE = 20         # DVC parses and writes all of dvc.lock each time, seconds: at most a twentieth of the time
+KINDS = ("data", "notebook-01", "train", "evaluate", "apply")  # the first pictures early; then what others wait for
+MEMORY = 1.0  # GB that one stage may need: 0.65 measured
+PRELOADED = ("torch", "numpy", "scipy.linalg", "yaml", "pydantic", "filelock", "tqdm")  # never lib, which may be edited
+QUIET = 60.0  # seconds without a word, after which the stages at work are named
+LOCK_SHARE = 20  # DVC parses and writes all of dvc.lock each time, seconds: at most a twentieth of the time
 
 
 class Failed(RuntimeError):
@@ -55,8 +56,8 @@ def jobs(given: str | None = None) -> int:
 def cores() -> int:
     """Processors that this process may use: the machine's, less those that its affinity or its container withholds."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _control("cpu.max").partition(" ")           # of a container: "200000 100000", or "max 100000"
-    if not quota:                                                   # Linux's older control groups; -1: no limit
+    quota, _, period = _control("cpu.max").partition(" ")  # of a container: "200000 100000", or "max 100000"
+    if not quota:  # Linux's older control groups; -1: no limit
         quota, period = _control("cpu/cpu.cfs_quota_us"), _control("cpu/cpu.cfs_period_us")
     return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() and period else allowed
 
@@ -64,6 +65,7 @@ def cores() -> int:
 def memory() -> float:
     """GB of memory that are free for this process."""
     import psutil
+
     free, limit, used = psutil.virtual_memory().available, _control("memory.max"), _control("memory.current")
     return min(free, int(limit) - int(used or 0) if limit.isdigit() else free) / 1e9
 
@@ -107,22 +109,25 @@ class Pipeline:
 
     def __init__(self, targets: list[str] = ()):
         from dvc.repo import Repo
+
         self.repo = Repo(str(ROOT))
         with self.locked():
-            graph = self.repo.index.graph                          # edges point at what a stage needs
+            graph = self.repo.index.graph  # edges point at what a stage needs
             nodes = {s.addressing: s for s in graph}
             order = {name: i for i, name in enumerate(nodes)}
             matching = {t: fnmatch.filter(nodes, t) for t in targets or ("*",)}
             if unknown := [t for t, found in matching.items() if not found]:
-                raise ValueError(f"stage {unknown[0]!r}: expected one of dvc.yaml's, such as train@jempp-m5 "
-                                 "(python -m dvc stage list names them)")
+                raise ValueError(
+                    f"stage {unknown[0]!r}: expected one of dvc.yaml's, such as train@jempp-m5 "
+                    "(python -m dvc stage list names them)"
+                )
             needed, todo = set(), [nodes[name] for found in matching.values() for name in found]
             while todo:
                 if (stage := todo.pop()) not in needed:
                     needed.add(stage)
                     todo += graph.successors(stage)
         kinds = {kind: i for i, kind in enumerate(KINDS)}
-        place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])      # noqa: E731
+        place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])
         self.waiting = {s: set(graph.successors(s)) for s in sorted(needed, key=place)}
         self.unwritten, self.written, self.writing, self.held = [], time.monotonic(), 0.0, {}
         self.interrupted = False
@@ -130,18 +135,26 @@ class Pipeline:
     def locked(self):
         """DVC's lock on the project, for as long as a `with` lasts; one in another costs nothing."""
         from dvc.repo import lock_repo
+
         return lock_repo(self.repo)
 
     def begin(self, stage) -> bool:
         """Make ready for a stage's command; False where it is up to date, or DVC's run cache has the result."""
         from dvc.rwlock import rwlock
         from dvc.stage.cache import RunCacheNotFoundError
+
         with self.locked():
             if not stage.changed():
                 return self._release(stage)
             # for as long as the command runs; under the name that DVC's own calls below take, which they then let pass
-            self.held[stage] = rwlock(self.repo.tmp_dir, self.repo.fs, " ".join(sys.argv), [d.fs_path for d in stage.deps],
-                                      [o.fs_path for o in stage.outs], False)
+            self.held[stage] = rwlock(
+                self.repo.tmp_dir,
+                self.repo.fs,
+                " ".join(sys.argv),
+                [d.fs_path for d in stage.deps],
+                [o.fs_path for o in stage.outs],
+                False,
+            )
             self.held[stage].__enter__()
             stage.remove_outs(ignore_remove=False, force=False)
             with contextlib.suppress(RunCacheNotFoundError):
@@ -195,14 +208,14 @@ class Pipeline:
         context, count, seconds, failed, running, spoke = processes(), len(self.waiting), {}, [], {}, time.monotonic()
         try:
             while not self.interrupted:
-                with self.locked():                                 # once for all that is up to date: taking it costs time
+                with self.locked():  # once for all that is up to date: taking it costs time
                     while not failed and len(running) < side_by_side and (stage := self._next()):
                         if self.begin(stage):
                             job = Job(stage, context)
                             running[job.process.sentinel] = job
                 if not running:
                     break
-                ended = multiprocessing.connection.wait(running, timeout=0.5)      # then look whether we are to stop
+                ended = multiprocessing.connection.wait(running, timeout=0.5)  # then look whether we are to stop
                 for job in [running.pop(sentinel) for sentinel in ended if not self.interrupted]:
                     took = job.ended()
                     self.end(job.stage, took is not None)
@@ -226,8 +239,13 @@ class Pipeline:
         if self.interrupted:
             raise KeyboardInterrupt
         if failed:
-            raise Failed("\n".join(f"stage {job.name} failed; all of its output is in {job.log.relative_to(ROOT).as_posix()}, "
-                                   f"which ends:\n{job.tail()}" for job in failed))
+            raise Failed(
+                "\n".join(
+                    f"stage {job.name} failed; all of its output is in {job.log.relative_to(ROOT).as_posix()}, "
+                    f"which ends:\n{job.tail()}"
+                    for job in failed
+                )
+            )
         return seconds
 
     def interrupt(self, *_) -> None:
@@ -258,7 +276,7 @@ class Job:
 
     def tail(self, lines: int = 20) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(line.rstrip() for line in text.splitlines()[-lines:])     # a progress bar's states count as lines
+        return "\n".join(line.rstrip() for line in text.splitlines()[-lines:])  # a progress bar's states count as lines
 
     def __str__(self):
         return f"{self.name}, {time.monotonic() - self.began:.0f} s; {self.tail(1)[:80]}"
@@ -282,7 +300,9 @@ def summary(seconds: dict[str, float]) -> str:
     lines = []
     for kind, those in kinds.items():
         longest = max(those, key=those.get)
-        lines.append(f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all, longest {those[longest]:5.0f} s ({longest})")
+        lines.append(
+            f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all, longest {those[longest]:5.0f} s ({longest})"
+        )
     return "\n".join(lines)
 
 
@@ -292,17 +312,18 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need, 'train@*' for many; none: all")
     parser.add_argument("--jobs", help="stages side by side; default: $JOBS, else one per core that may be used")
     args = parser.parse_args()
-    os.chdir(ROOT)                                                  # DVC names stages by the working folder
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")              # stages side by side, one core each
+    os.chdir(ROOT)  # DVC names stages by the working folder
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # stages side by side, one core each
     os.environ["DVC_NO_ANALYTICS"] = "1"
     from dvc.exceptions import DvcException
+
     logging.getLogger("dvc").setLevel(logging.WARNING)
     began = time.monotonic()
     try:
         side_by_side = jobs(args.jobs)
         without_git()
         stages = Pipeline(args.stages)
-        for number in (signal.SIGINT, signal.SIGTERM):              # Ctrl-C, and a scheduler's end
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a scheduler's end
             signal.signal(number, stages.interrupt)
         seconds = stages.run(side_by_side)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ itself in time.
 trains the same run on two processes (one GPU each, where there are GPUs): update.batch images an update, half of them
 each, a replay buffer of |B|/2 each, published as one. Batch norm sees each half's statistics.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,15 +34,32 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from lib import ROOT, attacks, checkpoint, data, distributed, files, inits, losses, networks, params, samplers
-from lib.buffer import ReplayBuffer
-from lib.energy import Energy, energy
-from lib.sam import SAM
+from lib import ROOT, data, files, params
+from lib.measures import attacks
+from lib.parts import losses, networks, samplers, starts
+from lib.parts.energy import Energy, energy
+from lib.parts.starts import ReplayBuffer
+from lib.parts.updates import SAM
+from lib.training import checkpoint, distributed
 
-DIVERGED = 1e8          # |loss| above which the official codes call a run diverged
-UNFINISHED = 75         # exit status where --minutes ended a run early: sysexits.h's "try again later"
-COLUMNS = ("iteration", "epoch", "loss", "cross_entropy", "energy_real", "energy_sample", "accuracy",
-           "grad_norm", "lr", "holdout_accuracy", "K", "auc", "travelled", "seconds")
+DIVERGED = 1e8  # |loss| above which the official codes call a run diverged
+UNFINISHED = 75  # exit status where --minutes ended a run early: sysexits.h's "try again later"
+COLUMNS = (
+    "iteration",
+    "epoch",
+    "loss",
+    "cross_entropy",
+    "energy_real",
+    "energy_sample",
+    "accuracy",
+    "grad_norm",
+    "lr",
+    "holdout_accuracy",
+    "K",
+    "auc",
+    "travelled",
+    "seconds",
+)
 
 
 class OutOfTime(RuntimeError):
@@ -61,13 +79,14 @@ class Trainer:
         self.run, self.split, self.device = run, split, torch.device(device)
         self.precision = resolve_precision(run.precision, self.device)
         self.iteration, self.seconds, self.rollbacks = 0, 0.0, 0
-        torch.manual_seed(seed)                                  # weight initialisation draws from the global stream
-        self.model = networks.build(**run.network.model_dump(), classes=len(split.classes), channels=split.shape[0],
-                                    size=split.shape[1]).to(self.device)
+        torch.manual_seed(seed)  # weight initialisation draws from the global stream
+        self.model = networks.build(
+            **run.network.model_dump(), classes=len(split.classes), channels=split.shape[0], size=split.shape[1]
+        ).to(self.device)
         if run.initial:
             checkpoint.begin_from(self.model, ROOT / run.initial, f"runs.{run.name}.initial")
         distributed.broadcast(self.model)
-        self.energy = self.fused = Energy(self.model, precision=self.precision)      # fused: in `step`, the R1 penalty apart
+        self.energy = self.fused = Energy(self.model, precision=self.precision)  # fused: in `step`, the R1 penalty apart
         if run.compile and networks.has_batch_norm(self.model):  # without norm, there is nothing to fuse
             self.fused = Energy(self.model, precision=self.precision, forward=networks.compiled(self.model))
         self.optimizer = optimizer(self.model, run.update)
@@ -75,7 +94,7 @@ class Trainer:
         self.batch = distributed.share(run.update.batch, "update.batch")
         u, images = run.update, (split.x_train.to(self.device), split.y_train.to(self.device))
         self.stream = data.Stream(*images, u.batch, run.augment, seed, run.low)
-        self.plain = None                                        # p(x)'s own batches, in another order, as they are
+        self.plain = None  # p(x)'s own batches, in another order, as they are
         if run.augment.branches == "classify":
             self.plain = data.Stream(*images, u.batch, run.augment.model_copy(update={"kind": "none"}), seed + 7919, run.low)
         self.iterations = u.iterations or math.ceil(u.epochs * self.stream.per_epoch)
@@ -83,8 +102,9 @@ class Trainer:
         if run.start:
             self.start = start or start_of(run, split, self.device)
             if run.start.kind != "images":
-                self.buffer = ReplayBuffer.filled(distributed.share(run.start.buffer, "start.buffer"), self.start, self.rng,
-                                                  self.device)
+                self.buffer = ReplayBuffer.filled(
+                    distributed.share(run.start.buffer, "start.buffer"), self.start, self.rng, self.device
+                )
             if run.step.kind == "pgd":
                 self.progress = Progress(run.step, self.iterations)
 
@@ -100,9 +120,11 @@ class Trainer:
     def sampler(self):
         """x0 -> x^K, the run's chain with the noise stream as it is now; on a GPU one graph, where the run says so.
         `changes` replace arguments of the sampler."""
+
         def chain(x: Tensor, **changes) -> Tensor:
             with networks.frozen(self.model):
                 return samplers.last(samplers.sample(self.fused, x, self.run.step, self.noise, self.run.low, **changes))
+
         # AT-EBM's K grows, and a graph is of one length
         graph = self.run.graph and self.device.type == "cuda" and self.run.step and self.run.step.kind != "pgd"
         return samplers.Graph(chain, self.model.buffers(), self.noise) if graph else chain
@@ -111,7 +133,7 @@ class Trainer:
         """One update: batch, samples, loss, weights. Returns scalars on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.run.update, self.iteration, self.iterations)
-        self.model.train(self.progress is None)                  # AT-EBM: batch norm in evaluation mode throughout
+        self.model.train(self.progress is None)  # AT-EBM: batch norm in evaluation mode throughout
         x, y = map(distributed.mine, self.stream(self.iteration, self.common))
         x_plus = distributed.mine(self.plain(self.iteration, self.common)[0]) if self.plain else x
         x_minus, moved = None, {}
@@ -125,10 +147,11 @@ class Trainer:
         def closure():
             loss, numbers = self.loss(x, y, x_plus, x_minus)
             loss.backward()
-            if not self.run.update.sam:                          # SAM averages after its second pass
+            if not self.run.update.sam:  # SAM averages after its second pass
                 distributed.average_update(self.model)
-            numbers["grad_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(
-                [p.grad for p in self.model.parameters() if p.grad is not None])))
+            numbers["grad_norm"] = torch.linalg.vector_norm(
+                torch.stack(torch._foreach_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+            )
             return {"loss": loss.detach(), **numbers}
 
         self.optimizer.zero_grad()
@@ -150,8 +173,17 @@ class Trainer:
             x_star = self.chain(x0, K=K)
         if step.real:
             with networks.frozen(self.model):
-                x = samplers.last(samplers.pgd(self.fused, x, K=step.real.steps, alpha=step.alpha, radius=step.real.radius,
-                                               clip=(self.run.low, 1.0), climb=True))
+                x = samplers.last(
+                    samplers.pgd(
+                        self.fused,
+                        x,
+                        K=step.real.steps,
+                        alpha=step.alpha,
+                        radius=step.real.radius,
+                        clip=(self.run.low, 1.0),
+                        climb=True,
+                    )
+                )
         travelled = (x_star - x0).flatten(1).norm(dim=1).mean()
         return x, x_star, {"travelled": travelled, "K": torch.full_like(travelled, K)}
 
@@ -166,8 +198,9 @@ class Trainer:
         """The batch moved by PGD (Madry et al. 2018), batch norm by its running statistics meanwhile."""
         a = self.run.adversary
         self.model.eval()
-        x = attacks.pgd(self.energy.logits, x.clamp(-1, 1), y, epsilon=2 * a.radius / 255, norm=a.norm, steps=a.steps,
-                        generator=self.rng)
+        x = attacks.pgd(
+            self.energy.logits, x.clamp(-1, 1), y, epsilon=2 * a.radius / 255, norm=a.norm, steps=a.steps, generator=self.rng
+        )
         self.model.train()
         return x
 
@@ -189,29 +222,43 @@ class Trainer:
         else:
             loss = losses.joint(logits, y, e_plus, e_minus, classify=w.classify, generate=w.generate, l2=w.l2)
         with torch.no_grad():
-            numbers = {"cross_entropy": losses.classification(logits, y), "energy_real": e_plus.mean(),
-                       "energy_sample": e_minus.mean() if e_minus is not None else nan,
-                       "accuracy": (logits.argmax(1) == y).float().mean()}
+            numbers = {
+                "cross_entropy": losses.classification(logits, y),
+                "energy_real": e_plus.mean(),
+                "energy_sample": e_minus.mean() if e_minus is not None else nan,
+                "accuracy": (logits.argmax(1) == y).float().mean(),
+            }
         return loss, numbers
 
     def unlabelled_loss(self, x: Tensor, e_minus: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """AT-EBM's loss: real against perturbed images, and R1 on the real ones; or (Sec. 5.3) the EBM objective."""
         w = self.run.loss
-        e_plus = (self.energy if w.r1 else self.fused)(x.requires_grad_(bool(w.r1)))    # R1 differentiates twice
+        e_plus = (self.energy if w.r1 else self.fused)(x.requires_grad_(bool(w.r1)))  # R1 differentiates twice
         loss = w.discriminate * losses.real_vs_perturbed(e_plus, e_minus) + w.generate * losses.contrastive(e_plus, e_minus)
         if w.r1:
             loss = loss + w.r1 * losses.r1(e_plus, x)
         with torch.no_grad():
-            numbers = {"cross_entropy": losses.real_vs_perturbed(e_plus, e_minus), "energy_real": e_plus.mean(),
-                       "energy_sample": e_minus.mean(), **told_apart(e_plus, e_minus)}
+            numbers = {
+                "cross_entropy": losses.real_vs_perturbed(e_plus, e_minus),
+                "energy_real": e_plus.mean(),
+                "energy_sample": e_minus.mean(),
+                **told_apart(e_plus, e_minus),
+            }
         return loss, numbers
 
     def state_dict(self) -> dict:
-        return {"iteration": self.iteration, "seconds": self.seconds, "rollbacks": self.rollbacks,
-                "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "buffer": self.buffer.images if self.buffer else None,
-                "progress": self.progress.state_dict() if self.progress else None,
-                "rng": self.rng.get_state(), "noise": self.noise.get_state(), "common": self.common.get_state()}
+        return {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "buffer": self.buffer.images if self.buffer else None,
+            "progress": self.progress.state_dict() if self.progress else None,
+            "rng": self.rng.get_state(),
+            "noise": self.noise.get_state(),
+            "common": self.common.get_state(),
+        }
 
     def load_state_dict(self, s: dict) -> None:
         self.iteration, self.seconds, self.rollbacks = s["iteration"], s["seconds"], s["rollbacks"]
@@ -250,7 +297,7 @@ class Progress:
     def __init__(self, step: params.Step, iterations: int):
         self.step, self.iterations = step, iterations
         self.k = step.progress.first if step.progress else 0
-        self.since, self.aucs = 0, []                            # since: the iteration at which K became k
+        self.since, self.aucs = 0, []  # since: the iteration at which K became k
 
     def K(self, i: int) -> int:
         """The number of PGD steps at iteration i, counted from 0."""
@@ -263,7 +310,7 @@ class Progress:
         rule = self.step.progress
         if rule is None or rule.kind == "linear" or self.k == self.step.K:
             return
-        self.aucs = [*self.aucs, auc.detach()][-rule.window:]
+        self.aucs = [*self.aucs, auc.detach()][-rule.window :]
         held = i + 1 - self.since
         passed = held >= rule.window and held % 10 == 0 and self.mean_auc() > rule.threshold
         if passed or held == rule.hold:
@@ -285,8 +332,10 @@ def told_apart(e_plus: Tensor, e_minus: Tensor) -> dict[str, Tensor]:
     """How well E tells real from perturbed: accuracy of D = sigmoid(-E) at 1/2, and the area under the ROC curve
     (the share of pairs in the right order). Scalars on the device."""
     pairs = e_minus[None, :] - e_plus[:, None]
-    return {"accuracy": ((e_plus < 0).float().mean() + (e_minus >= 0).float().mean()) / 2,
-            "auc": (pairs > 0).float().mean() + (pairs == 0).float().mean() / 2}
+    return {
+        "accuracy": ((e_plus < 0).float().mean() + (e_minus >= 0).float().mean()) / 2,
+        "auc": (pairs > 0).float().mean() + (pairs == 0).float().mean() / 2,
+    }
 
 
 def optimizer(model: torch.nn.Module, u: params.Update) -> torch.optim.Optimizer | SAM:
@@ -298,8 +347,13 @@ def optimizer(model: torch.nn.Module, u: params.Update) -> torch.optim.Optimizer
         base = torch.optim.SGD(model.parameters(), u.lr, u.momentum, weight_decay=u.weight_decay, nesterov=u.nesterov)
     if not u.sam:
         return base
-    return SAM(base, u.sam.rho, u.sam.adaptive, second_pass=lambda: networks.batch_statistics(model),
-               reduce=lambda: distributed.average_update(model))
+    return SAM(
+        base,
+        u.sam.rho,
+        u.sam.adaptive,
+        second_pass=lambda: networks.batch_statistics(model),
+        reduce=lambda: distributed.average_update(model),
+    )
 
 
 def learning_rate(u: params.Update, i: int, total: int) -> float:
@@ -315,12 +369,14 @@ def start_of(run: params.Run, split: data.Split, device):
     """p0 of a run: JEM's uniform noise, JEM++'s class Gaussians, or AT-EBM's images of another kind."""
     kind = run.start.kind
     if kind == "images":
-        return inits.Images(data.to_range(data.p0(run), run.low).to(device))
+        return starts.Images(data.to_range(data.p0(run), run.low).to(device))
     if kind == "uniform":
-        return inits.Uniform(split.shape, run.low)
+        return starts.Uniform(split.shape, run.low)
     if split.gaussians is None:
-        raise data.DataError(f"{run.name}: start kind gaussians, but {split.title} has none fitted: set gaussians: true in "
-                             f"scales.{run.profile}.data.{run.data}, or another start")
+        raise data.DataError(
+            f"{run.name}: start kind gaussians, but {split.title} has none fitted: set gaussians: true in "
+            f"scales.{run.profile}.data.{run.data}, or another start"
+        )
     return split.gaussians.to(device)
 
 
@@ -358,17 +414,24 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
             print(f"{run.name}: resumed at iteration {trainer.iteration}", file=sys.stderr)
     else:
         _checkpoint(trainer, rows, divergences, scratch)
-    bar = tqdm(total=trainer.iterations, initial=trainer.iteration, desc=run.name, unit="it",
-               mininterval=0.5 if sys.stderr.isatty() else 20, file=sys.stderr, disable=not first)
+    bar = tqdm(
+        total=trainer.iterations,
+        initial=trainer.iteration,
+        desc=run.name,
+        unit="it",
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+        file=sys.stderr,
+        disable=not first,
+    )
     verdict, window, began = "finished", [], time.perf_counter()
     while trainer.iteration < trainer.iterations:
         window.append(trainer.step())
         i, end = trainer.iteration, trainer.iteration == trainer.iterations
         if not (i % run.log_every == 0 or i % run.checkpoint_every == 0 or end or _snapshot_due(trainer)):
             continue
-        table = torch.stack([torch.stack(tuple(w.values())) for w in window])              # (window, numbers)
+        table = torch.stack([torch.stack(tuple(w.values())) for w in window])  # (window, numbers)
         distributed.average([table])
-        values = dict(zip(window[0], table.T.tolist()))                                    # the one wait
+        values = dict(zip(window[0], table.T.tolist()))  # the one wait
         now = time.perf_counter()
         trainer.seconds, began = trainer.seconds + now - began, now
         bad = next((j for j, v in enumerate(values["loss"]) if not abs(v) <= DIVERGED), None)
@@ -386,11 +449,16 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
             bar.n = trainer.iteration
             continue
         row = {k: sum(v) / len(v) for k, v in values.items()}
-        row |= {"iteration": i, "epoch": i / trainer.stream.per_epoch, "seconds": trainer.seconds,
-                "lr": trainer.optimizer.param_groups[0]["lr"], "holdout_accuracy": math.nan}
+        row |= {
+            "iteration": i,
+            "epoch": i / trainer.stream.per_epoch,
+            "seconds": trainer.seconds,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "holdout_accuracy": math.nan,
+        }
         if (i % run.validate_every == 0 or end) and run.loss.classify:
             row["holdout_accuracy"] = trainer.holdout_accuracy()
-        began = time.perf_counter()                             # validation is not training time
+        began = time.perf_counter()  # validation is not training time
         rows.append(row)
         bar.update(len(window))
         bar.set_postfix(loss=f"{row['loss']:.3g}", acc=f"{row['accuracy']:.2f}", refresh=False)
@@ -400,21 +468,28 @@ def fit(trainer: Trainer, folder: Path, scratch: Path, on_log=None, deadline: fl
         if _snapshot_due(trainer):
             _publish(trainer, folder / "snapshots" / f"{i:08d}")
         late = not end and deadline is not None and distributed.least(deadline - time.monotonic(), trainer.device) <= 0
-        if late or (len(run.seeds) > 1 if end else i % run.checkpoint_every == 0):     # a seed that is done stays done
+        if late or (len(run.seeds) > 1 if end else i % run.checkpoint_every == 0):  # a seed that is done stays done
             _checkpoint(trainer, rows, divergences, scratch)
         if late:
-            distributed.wait(trainer.device)                    # the first to end would have torchrun end the others
+            distributed.wait(trainer.device)  # the first to end would have torchrun end the others
             bar.close()
             raise OutOfTime(f"{run.name}: out of time at iteration {i} of {trainer.iterations}; the same command continues")
     bar.close()
     per_epoch = trainer.seconds / max(trainer.iteration, 1) * trainer.stream.per_epoch
-    metrics = {"verdict": verdict, "iterations": trainer.iteration, "planned": trainer.iterations,
-               "epochs": trainer.iteration / trainer.stream.per_epoch, "divergences": divergences,
-               "seconds": trainer.seconds, "seconds_per_epoch": per_epoch,
-               "holdout_accuracy": next((r["holdout_accuracy"] for r in reversed(rows)
-                                         if r["holdout_accuracy"] == r["holdout_accuracy"]), None)}
-    if first:                   # what marks a result as whole comes last: an earlier run's would vouch for a mixture
-        for old in (folder / "provenance.json", *folder.glob("*.part*")):           # and what a killed process left
+    metrics = {
+        "verdict": verdict,
+        "iterations": trainer.iteration,
+        "planned": trainer.iterations,
+        "epochs": trainer.iteration / trainer.stream.per_epoch,
+        "divergences": divergences,
+        "seconds": trainer.seconds,
+        "seconds_per_epoch": per_epoch,
+        "holdout_accuracy": next(
+            (r["holdout_accuracy"] for r in reversed(rows) if r["holdout_accuracy"] == r["holdout_accuracy"]), None
+        ),
+    }
+    if first:  # what marks a result as whole comes last: an earlier run's would vouch for a mixture
+        for old in (folder / "provenance.json", *folder.glob("*.part*")):  # and what a killed process left
             old.unlink(missing_ok=True)
     _publish(trainer, folder)
     if first:
@@ -445,8 +520,10 @@ def _roll_back(trainer: Trainer, scratch: Path, times: int) -> list:
     """Back to the last healthy checkpoint, with other random numbers: the same ones would diverge again."""
     state = _latest(scratch, trainer.device)
     if state is None:
-        raise data.DataError(f"{trainer.run.name} diverged, and no checkpoint in {scratch} is intact: run the same command "
-                             "again, it begins at iteration 0")
+        raise data.DataError(
+            f"{trainer.run.name} diverged, and no checkpoint in {scratch} is intact: run the same command "
+            "again, it begins at iteration 0"
+        )
     rows, _ = _resume(trainer, state, scratch)
     trainer.rollbacks = times
     trainer.seed(1_000 * times + trainer.iteration)
@@ -459,8 +536,10 @@ def _resume(trainer: Trainer, state: dict, scratch: Path) -> tuple[list, list]:
         rows, divergences = state.pop("rows"), state.pop("divergences")
         trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-        raise data.DataError(f"{scratch} holds a checkpoint of another version ({type(e).__name__}): remove that folder, "
-                             "and the same command starts afresh") from e
+        raise data.DataError(
+            f"{scratch} holds a checkpoint of another version ({type(e).__name__}): remove that folder, "
+            "and the same command starts afresh"
+        ) from e
     return rows, divergences
 
 
@@ -468,10 +547,12 @@ def _own_folder(trainer: Trainer, scratch: Path) -> Path:
     """Where this process keeps its checkpoints: scratch itself, or a folder of its own in it."""
     N, begun = distributed.world(), {int(p.name.split("of")[1]) for p in scratch.glob("rank*of*")}
     begun |= {1} if any(scratch.glob("*.pt")) else set()
-    distributed.wait(trainer.device)                            # all have looked before any of them writes
+    distributed.wait(trainer.device)  # all have looked before any of them writes
     if begun - {N}:
-        raise params.ConfigError(f"{trainer.run.name}: begun by {max(begun - {N})} process(es), this is {N}; continue with "
-                                 f"as many (torchrun --nproc-per-node), or remove {scratch} to start afresh")
+        raise params.ConfigError(
+            f"{trainer.run.name}: begun by {max(begun - {N})} process(es), this is {N}; continue with "
+            f"as many (torchrun --nproc-per-node), or remove {scratch} to start afresh"
+        )
     return scratch if N == 1 else scratch / f"rank{distributed.rank()}of{N}"
 
 
@@ -506,18 +587,25 @@ def _alone(path: Path, run: params.Run, device):
     except Timeout:
         free = False
     if not distributed.least(free, device):
-        raise RuntimeError(f"run {run.name} ({run.profile}) is being trained by another process (lock {path}): wait for it, "
-                           "or end it, then try again")
+        raise RuntimeError(
+            f"run {run.name} ({run.profile}) is being trained by another process (lock {path}): wait for it, "
+            "or end it, then try again"
+        )
     try:
         yield
     finally:
         lock.release()
 
 
-def train(run: params.Run, device: str | None = None, artifacts: Path | None = None, scratch: Path | None = None,
-          deadline: float | None = None) -> list[dict]:
+def train(
+    run: params.Run,
+    device: str | None = None,
+    artifacts: Path | None = None,
+    scratch: Path | None = None,
+    deadline: float | None = None,
+) -> list[dict]:
     """Train every seed of a run, one folder each; returns their metrics. Where processes are joined
-    (lib.distributed), all of them call this alike.
+    (lib.training.distributed), all of them call this alike.
 
     Args:
         device: None: cuda where there is one.   deadline: by time.monotonic(); None: no end but the run's.
@@ -543,7 +631,7 @@ def train(run: params.Run, device: str | None = None, artifacts: Path | None = N
             folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
             trainer = Trainer(run, split, seed, device)
             folder.mkdir(parents=True, exist_ok=True)
-            if not work.exists() and distributed.rank() == 0:   # begun afresh: another configuration's would stay
+            if not work.exists() and distributed.rank() == 0:  # begun afresh: another configuration's would stay
                 shutil.rmtree(folder / "snapshots", ignore_errors=True)
             results.append(fit(trainer, folder, work, deadline=deadline))
             if distributed.rank() == 0:
@@ -559,7 +647,7 @@ def fingerprint(run: params.Run) -> str:
     split = data.path_of(run.profile, run.data)
     content = hashlib.sha256().hexdigest()
     if split.exists():
-        with split.open("rb") as f:                             # 25 GB, some: not all at once
+        with split.open("rb") as f:  # 25 GB, some: not all at once
             content = hashlib.file_digest(f, "sha256").hexdigest()
     return hashlib.sha256((run.model_dump_json() + content).encode()).hexdigest()[:16]
 
@@ -568,20 +656,34 @@ def provenance(run: params.Run, seed: int, trainer: Trainer, wall: float) -> dic
     """What a result was made from and on."""
     d = trainer.device
     name = torch.cuda.get_device_name(d) if d.type == "cuda" else (platform.processor() or platform.machine())
-    return {"run": run.name, "profile": run.profile, "seed": seed, "config": run.model_dump(mode="json"),
-            "data": trainer.split.title, "commit": commit(), "device": f"{d.type}: {name}",
-            "processes": distributed.world(), "threads": torch.get_num_threads(), "precision": trainer.precision,
-            "parameters": networks.parameter_count(trainer.model), "python": platform.python_version(),
-            "torch": torch.__version__, "platform": platform.system(), "wall_seconds": round(wall, 1)}
+    return {
+        "run": run.name,
+        "profile": run.profile,
+        "seed": seed,
+        "config": run.model_dump(mode="json"),
+        "data": trainer.split.title,
+        "commit": commit(),
+        "device": f"{d.type}: {name}",
+        "processes": distributed.world(),
+        "threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "parameters": networks.parameter_count(trainer.model),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.system(),
+        "wall_seconds": round(wall, 1),
+    }
 
 
 def commit() -> str:
     """The commit of the code; '+' where lib/ or params.yaml differ from it; 'unknown' outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8",
-                              errors="replace")
-        dirty = subprocess.run(["git", "status", "--porcelain", "--", "lib", "params.yaml"], cwd=ROOT,
-                               capture_output=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace"
+        )
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--", "lib", "params.yaml"], cwd=ROOT, capture_output=True
+        ).stdout.strip()
     except OSError:
         return "unknown"
     return head.stdout.strip() + ("+" if dirty else "") if head.returncode == 0 else "unknown"
@@ -601,8 +703,11 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--profile", choices=params.PROFILES)
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
-    parser.add_argument("--minutes", type=amount, help=f"then write a checkpoint and end with status {UNFINISHED}: the same "
-                        "command continues")
+    parser.add_argument(
+        "--minutes",
+        type=amount,
+        help=f"then write a checkpoint and end with status {UNFINISHED}: the same command continues",
+    )
     args = parser.parse_args()
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     with distributed.joined(args.device) as device:
@@ -616,17 +721,20 @@ def main() -> None:
 
 def _train_or_skip(run: params.Run, device: str | None, deadline: float | None) -> None:
     first = distributed.rank() == 0
-    if params.data(run.profile, run.data) is None:              # a role that this profile does not have
+    if params.data(run.profile, run.data) is None:  # a role that this profile does not have
         if first:
             reason = f"profile {run.profile} has no {run.data} data set"
-            files.write_text(ROOT / "artifacts" / run.profile / run.name / "skipped.json",
-                             json.dumps({"skipped": reason}) + "\n")
+            files.write_text(
+                ROOT / "artifacts" / run.profile / run.name / "skipped.json", json.dumps({"skipped": reason}) + "\n"
+            )
             print(f"{run.name}: skipped, {reason}")
         return
     for seed, m in zip(run.seeds, train(run, device, deadline=deadline)):
         if first:
-            print(f"{run.name} seed {seed}: {m['verdict']}, {m['iterations']} iterations in {m['seconds']:.0f} s, "
-                  f"held-out accuracy {m['holdout_accuracy']}")
+            print(
+                f"{run.name} seed {seed}: {m['verdict']}, {m['iterations']} iterations in {m['seconds']:.0f} s, "
+                f"held-out accuracy {m['holdout_accuracy']}"
+            )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ There is no CPU build of torchvision on every index; the other build's C++ opera
 operators, so declaring the two names that the import asks for is enough. Where the real ones load,
 nothing is touched.
 """
+
 import importlib.util
 
 import torch
@@ -25,10 +26,10 @@ def _load_real_operators() -> bool:
 
 
 if not _load_real_operators():
-    _declared = torch.library.Library("torchvision", "DEF")      # must stay alive
+    _declared = torch.library.Library("torchvision", "DEF")  # must stay alive
     for _name in ("nms", "qnms"):
         _declared.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import torchvision  # noqa: E402,F401
-from torchvision import datasets, utils  # noqa: E402,F401
-from torchvision.transforms import v2  # noqa: E402,F401
+import torchvision  # noqa: F401
+from torchvision import datasets, utils  # noqa: F401
+from torchvision.transforms import v2  # noqa: F401

@@ -1,4 +1,5 @@
 """What the tests share: small networks and tensors, a copy of the project that ran the smoke pipeline."""
+
 import os
 import shutil
 import subprocess
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import ROOT, data, inits, networks
+from lib import ROOT, data
 from lib import pipeline as pipeline_
+from lib.parts import networks, starts
 
 torch.set_num_threads(1)
-COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))        # without one, torch.compile leaves a network as it is
+COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))  # without one, torch.compile leaves a network as it is
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def tiny_split():
     g = torch.Generator().manual_seed(0)
     y = torch.arange(64) % 2
     x = (torch.randint(0, 128, (64, 1, 8, 8), generator=g) + 100 * y[:, None, None, None]).to(torch.uint8)
-    return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], inits.ClassGaussians.fit(data.to_range(x), y))
+    return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], starts.ClassGaussians.fit(data.to_range(x), y))
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -49,13 +51,32 @@ def pytest_collection_modifyitems(items):
 
 def copy_of_the_project(home: Path) -> dict[str, str]:
     """Copies what git would bring, and what is not committed yet, to `home`; returns the environment of a shell there."""
-    skip = shutil.ignore_patterns(".git", ".venv", "artifacts", "scratch", "__pycache__", "*.egg-info", "cache", "tmp",
-                                  ".pytest_cache", "raw", "smoke", "book", "dvc.lock", "config.local")    # the lock is quick's
+    skip = shutil.ignore_patterns(
+        ".git",
+        ".venv",
+        "artifacts",
+        "scratch",
+        "__pycache__",
+        "*.egg-info",
+        "cache",
+        "tmp",
+        ".pytest_cache",
+        "raw",
+        "smoke",
+        "book",
+        "dvc.lock",
+        "config.local",
+    )  # the lock is quick's
     shutil.copytree(ROOT, home, ignore=skip)
     params = home / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("profile: quick ", "profile: smoke ", 1), encoding="utf-8")
-    return {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke", "DVC_NO_ANALYTICS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(home),
+        "EBM_PROFILE": "smoke",
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
 
 
 # All that the smoke pipeline trains and measures, and three notebooks: nbval runs all of them, so papermill and DVC need
@@ -69,7 +90,8 @@ def pipeline(tmp_path_factory):
     the runner's output)."""
     home = tmp_path_factory.mktemp("pipeline") / "project"
     env = copy_of_the_project(home)
-    done = subprocess.run([sys.executable, "-m", "lib.pipeline", *STAGES], cwd=home, env=env, capture_output=True,
-                          encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.pipeline", *STAGES], cwd=home, env=env, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return home, env, done.stdout

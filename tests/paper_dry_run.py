@@ -11,6 +11,7 @@ register    merge what they recorded; the model cards
 `tests/test_paper_profile.py` makes the copy and calls this with the copy's lib and tests on PYTHONPATH. Inception is a
 scripted stand-in, and generated files have other checksums than published ones: replaced in this process alone.
 """
+
 from __future__ import annotations
 
 import copy
@@ -23,14 +24,20 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-
-from lib import ROOT, applications, book, cards, evaluate, inception, params, sources, train, vision
 from test_inception import checksum, write_network
 from test_sources import write_cifar, write_imagenet32, write_svhn
 
-PUBLISHED = ("softmax", "jem", "jempp-m10", "sada-k10", "at", "at-faces")       # one run a method
-FOLDERS = {"celeba": (70, (178, 218)), "celeba_hq": (30, (256, 256)), "afhq_cat": (30, (300, 256)),
-           "lsun_church": (30, (256, 340)), "imagenet": (60, (320, 256))}      # image files: how many, their size
+from lib import ROOT, applications, book, cards, evaluate, params, sources, train, vision
+from lib.measures import inception
+
+PUBLISHED = ("softmax", "jem", "jempp-m10", "sada-k10", "at", "at-faces")  # one run a method
+FOLDERS = {
+    "celeba": (70, (178, 218)),
+    "celeba_hq": (30, (256, 256)),
+    "afhq_cat": (30, (300, 256)),
+    "lsun_church": (30, (256, 340)),
+    "imagenet": (60, (320, 256)),
+}  # image files: how many, their size
 
 
 # ----------------------------------------------------------------------------------------------- params.yaml, smaller
@@ -45,23 +52,45 @@ def shrink(whole: dict) -> dict:
         d["size"] = 16 if d["size"] == 32 else d["size"]
         d.update({k: v for k, v in (("holdout", 20), ("train", 20), ("test", 6)) if k in d})
     scale["data"]["imagenet32"].update(train=100, test=20)
-    scale["common"].update(network={"depth": 10, "widen": 1, "width": 8}, seeds=[0], snapshots=2, checkpoint_every=1,
-                           log_every=1, validate_every=1, threads=1, compile=False)
+    scale["common"].update(
+        network={"depth": 10, "widen": 1, "width": 8},
+        seeds=[0],
+        snapshots=2,
+        checkpoint_every=1,
+        log_every=1,
+        validate_every=1,
+        threads=1,
+        compile=False,
+    )
     scale["common"]["start"].update(buffer=40, images=60)
     for name in {r["size"] for r in raw["runs"].values()}:
         size = scale[name]
         size["update"] = {**size.get("update", {}), "batch": 4, "epochs": None, "iterations": 2, "warmup": 1}
-        if name.startswith("at"):                       # ResNet-50 comes in one size
+        if name.startswith("at"):  # ResNet-50 comes in one size
             size["network"] = {"kind": "discriminator", "width": 8}
             size["start"] = {**size.get("start", {}), "images": 60}
             size["step"] = {"progress": {"hold": 1}}
             size["generation"] = {"steps": 2, "images": 12}
     scale["live"] = {"iterations": 60, "chains": 60, "repeats": 2}
     scale["applications"] = {
-        "attacked": 4, "steps": 2, "linf": [0, 8], "l2": [0, 64], "ood": 12,
-        "purified": {"images": 4, "attack_steps": 2, "attack_chains": 2, "defend_chains": 2, "steps": 2, "alpha": 1.0,
-                     "noise": 0.01, "linf": [0, 8], "l2": [0, 64]},
-        "worst_case": {"images": 4, "steps": 2, "restarts": 1, "radius": 0.5}}
+        "attacked": 4,
+        "steps": 2,
+        "linf": [0, 8],
+        "l2": [0, 64],
+        "ood": 12,
+        "purified": {
+            "images": 4,
+            "attack_steps": 2,
+            "attack_chains": 2,
+            "defend_chains": 2,
+            "steps": 2,
+            "alpha": 1.0,
+            "noise": 0.01,
+            "linf": [0, 8],
+            "l2": [0, 64],
+        },
+        "worst_case": {"images": 4, "steps": 2, "restarts": 1, "radius": 0.5},
+    }
     return raw
 
 
@@ -72,10 +101,13 @@ def as_published(whole: dict, small: dict) -> dict:
         run = raw["runs"][f"{name}-published"] = copy.deepcopy(raw["runs"][name])
         size = raw["scales"]["paper"][f"{run['size']}-published"] = copy.deepcopy(raw["scales"]["paper"][run["size"]])
         run["size"] += "-published"
-        size["network"] = {"width": params.Network().width, **whole["scales"]["paper"]["common"]["network"],
-                           **whole["runs"][name]["network"]}
+        size["network"] = {
+            "width": params.Network().width,
+            **whole["scales"]["paper"]["common"]["network"],
+            **whole["runs"][name]["network"],
+        }
         size["start"] = {**size.get("start", {}), "buffer": 20, "reinit": 0.5}
-        size["compile"] = name == "jempp-m10"           # one is enough: it takes a minute
+        size["compile"] = name == "jempp-m10"  # one is enough: it takes a minute
         size["update"]["batch"], size["snapshots"] = 2, 0
     return raw
 
@@ -123,7 +155,7 @@ def notebook(name: str) -> str | None:
     began = time.perf_counter()
     try:
         book.run_notebook(name, "paper")
-    except Exception as e:                              # the other notebooks first
+    except Exception as e:  # the other notebooks first
         return f"{name}: {e}"
     print(f"{name}: {time.perf_counter() - began:.1f} s", flush=True)
 
@@ -134,7 +166,7 @@ def main(words: list[str]) -> None:
     names = [n for n in params.runs() if n in words] or params.runs()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "FRESH", 12)
-        patch.setattr(evaluate, "SHARE", 0.5)           # of 40 images: a tenth would be too few to measure
+        patch.setattr(evaluate, "SHARE", 0.5)  # of 40 images: a tenth would be too few to measure
         if "files" in words:
             files(patch)
         patch.setattr(inception, "SHA256", checksum(ROOT / "data" / "raw" / inception.FILE))

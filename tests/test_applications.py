@@ -1,10 +1,11 @@
 """Out-of-distribution sets and the summary of a classifier's side benefits."""
+
 import numpy as np
 import pytest
 import torch
 
 from lib import applications, data, evaluate, params, sources
-from lib.networks import WideResNet
+from lib.parts.networks import WideResNet
 
 
 @pytest.fixture
@@ -17,7 +18,9 @@ def prepared(monkeypatch):
 def test_ood_sets_fit_the_data_and_are_not_the_data(prepared):
     sets = applications.ood_sets("smoke", "primary", 40)
     assert list(sets) == ["MNIST", "Interpolated", "Dead leaves", "Uniform noise"]
-    own = {x.numpy().tobytes() for x in prepared["primary"].x_train} | {x.numpy().tobytes() for x in prepared["primary"].x_test}
+    own = {x.numpy().tobytes() for x in prepared["primary"].x_train} | {
+        x.numpy().tobytes() for x in prepared["primary"].x_test
+    }
     for name, x in sets.items():
         assert x.shape == (40, 1, 8, 8) and x.dtype == torch.uint8, name
         assert not own & {i.numpy().tobytes() for i in x}, name

@@ -1,9 +1,12 @@
 """AT-EBM's training: how K grows, what an update does, what it survives, the 256-pixel settings on small files."""
+
 import pytest
 import torch
 from torch import nn
 
-from lib import checkpoint, data, files, losses, networks, params, sources, train
+from lib import data, files, params, sources, train
+from lib.parts import losses, networks
+from lib.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,9 @@ def p0(monkeypatch):
 def configure(name="at", **step):
     run = params.run(name, "smoke")
     u = run.update.model_copy(update={"iterations": 30})
-    return run.model_copy(update={"update": u, "checkpoint_every": 5, "precision": "fp32", "step": run.step.model_copy(update=step)})
+    return run.model_copy(
+        update={"update": u, "checkpoint_every": 5, "precision": "fp32", "step": run.step.model_copy(update=step)}
+    )
 
 
 def ks(progress, aucs):
@@ -75,7 +80,7 @@ def test_K_may_begin_later(split):
 
 
 def test_auc_of_told_apart():
-    real, fake = torch.tensor([-3.0, -1.0, 1.0]), torch.tensor([0.0, 2.0])       # low energy: real
+    real, fake = torch.tensor([-3.0, -1.0, 1.0]), torch.tensor([0.0, 2.0])  # low energy: real
     found = train.told_apart(real, fake)
     assert found["auc"].item() == pytest.approx(5 / 6) and found["accuracy"].item() == pytest.approx((2 / 3 + 1) / 2)
     assert train.told_apart(real, real)["auc"] == 0.5, "ties count half"
@@ -99,8 +104,10 @@ def test_an_update_moves_p0_down_and_real_images_up(split):
 def test_p0_images_are_augmented_as_they_are_drawn(split, monkeypatch):
     monkeypatch.setattr(data, "p0", lambda *a: torch.full((50, 1, 8, 8), 255, dtype=torch.uint8))
     run, how = configure(K=0, progress=None, real=None), params.Transform(kind="crop_flip", pad=2, fill=(0,))
-    plain, moved = (train.Trainer(run.model_copy(update={"start": run.start.model_copy(update={"augment": a})}), split, 0)
-                    for a in (None, how))
+    plain, moved = (
+        train.Trainer(run.model_copy(update={"start": run.start.model_copy(update={"augment": a})}), split, 0)
+        for a in (None, how)
+    )
     before = plain.noise.get_state()
     x = plain.stream(0, plain.common)[0]
     _, star, numbers = plain.perturb(x)
@@ -125,6 +132,7 @@ def test_nesterov_is_passed_on(split):
 @pytest.mark.parametrize("of", ["cifar10", "imagenet"])
 def test_normalised_inputs(of):
     from lib.vision import v2
+
     torch.manual_seed(0)
     plain = networks.build("discriminator", classes=1, channels=3, size=8, width=8)
     torch.manual_seed(0)
@@ -163,14 +171,20 @@ def test_a_relative_path_is_from_the_root(split, tmp_path, monkeypatch):
         train.Trainer(beginning("of/weights.pt"), split, 0)
 
 
-@pytest.mark.parametrize("content, says", [
-    (lambda model: b"not a file of torch's", r"is damaged \(torn, or another kind of file"),
-    (lambda model: {"classes": print}, "is damaged .it asks for code, which was not run"),
-    (lambda model: [1, 2], "is of another network: body.0.conv1.bias is missing there"),
-    (lambda model: {k: v for k, v in model.items() if k != "first.bias"}, r"first.bias is missing there, \(8,\) here"),
-    (lambda model: model | {"last.bias": torch.zeros(3)}, r"last.bias is \(3,\) there, missing here"),
-    (lambda model: model | {"first.weight": torch.zeros(9, 1, 3, 3)}, r"first.weight is \(9, 1, 3, 3\) there, \(8, 1, 3, 3\)"),
-])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (lambda model: b"not a file of torch's", r"is damaged \(torn, or another kind of file"),
+        (lambda model: {"classes": print}, "is damaged .it asks for code, which was not run"),
+        (lambda model: [1, 2], "is of another network: body.0.conv1.bias is missing there"),
+        (lambda model: {k: v for k, v in model.items() if k != "first.bias"}, r"first.bias is missing there, \(8,\) here"),
+        (lambda model: model | {"last.bias": torch.zeros(3)}, r"last.bias is \(3,\) there, missing here"),
+        (
+            lambda model: model | {"first.weight": torch.zeros(9, 1, 3, 3)},
+            r"first.weight is \(9, 1, 3, 3\) there, \(8, 1, 3, 3\)",
+        ),
+    ],
+)
 def test_weights_that_do_not_fit_are_one_clear_error(split, tmp_path, content, says):
     path, what = tmp_path / "weights.pt", content(train.Trainer(configure(), split, 0).model.state_dict())
     path.write_bytes(what) if isinstance(what, bytes) else torch.save(what, path)
@@ -189,19 +203,27 @@ def test_batch_norm_stays_in_evaluation_mode(split):
     assert norms and all(not m.training and int(m.num_batches_tracked) == 0 for m in norms)
 
 
-AUGMENTED = {"none": {}, "autoaugment": {"kind": "autoaugment", "pad": 1, "fill": (125,), "cutout": 4},
-             "resized_crop": {"kind": "resized_crop", "share": 0.5, "scale": (0.5, 1.0)}}
+AUGMENTED = {
+    "none": {},
+    "autoaugment": {"kind": "autoaugment", "pad": 1, "fill": (125,), "cutout": 4},
+    "resized_crop": {"kind": "resized_crop", "share": 0.5, "scale": (0.5, 1.0)},
+}
 
 
 @pytest.mark.parametrize("how", AUGMENTED)
 def test_an_interrupted_run_resumes_to_the_bit(how, split, tmp_path):
     run = configure(progress=rule(window=10, hold=7, first=1))
-    run = run.model_copy(update={"augment": params.Augment(**AUGMENTED[how], noise=0.0), "start": run.start.model_copy(
-        update={"augment": params.Transform(**AUGMENTED[how])})})
+    run = run.model_copy(
+        update={
+            "augment": params.Augment(**AUGMENTED[how], noise=0.0),
+            "start": run.start.model_copy(update={"augment": params.Transform(**AUGMENTED[how])}),
+        }
+    )
 
     def stop(trainer, row):
         if trainer.iteration == 18:
             raise KeyboardInterrupt
+
     whole = train.Trainer(run, split, 0)
     train.fit(whole, tmp_path / "a", tmp_path / "as")
     with pytest.raises(KeyboardInterrupt):
@@ -210,8 +232,10 @@ def test_an_interrupted_run_resumes_to_the_bit(how, split, tmp_path):
     again = train.Trainer(run, split, 0)
     train.fit(again, tmp_path / "b", tmp_path / "bs")
     assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
-    rows = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
-            for d in "ab"]
+    rows = [
+        [line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
+        for d in "ab"
+    ]
     assert rows[0] == rows[1] and rows[0][0].endswith("K,auc,travelled")
     assert not (tmp_path / "a" / "buffer.pt").exists()
 
@@ -245,10 +269,13 @@ def test_resnet50_for_small_images():
     assert torch.equal(model(torch.zeros(1, 3, 32, 32)), model.rest(model.first(torch.zeros(1, 3, 32, 32))))
 
 
-@pytest.mark.parametrize("name, K, r1, steps", [("at-faces", 40, 30, 20), ("at-cats", 25, 100, 14), ("at-church", 25, 100, 17)])
+@pytest.mark.parametrize(
+    "name, K, r1, steps", [("at-faces", 40, 30, 20), ("at-cats", 25, 100, 14), ("at-church", 25, 100, 17)]
+)
 def test_the_papers_256_pixel_runs_on_a_small_folder(name, K, r1, steps, tmp_path, monkeypatch):
     """The paper profile's own code path and settings, on generated images: data, p0, two updates, a checkpoint."""
     from PIL import Image
+
     run = params.run(name, "paper")
     g = torch.Generator().manual_seed(0)
     for i in range(10):
@@ -261,9 +288,13 @@ def test_the_papers_256_pixel_runs_on_a_small_folder(name, K, r1, steps, tmp_pat
     # as its code's README trains, and its generate.py samples
     assert (run.step.K, run.step.alpha, run.loss.r1, run.update.lr, run.update.batch) == (K, 2.0, r1, 5e-5, 40)
     assert (run.generation.steps, run.generation.alpha) == (steps, 8.0)
-    small = run.model_copy(update={"update": run.update.model_copy(update={"batch": 2, "iterations": 2, "epochs": None}),
-                                   "network": run.network.model_copy(update={"width": 8}),
-                                   "step": run.step.model_copy(update={"K": 2, "progress": None})})
+    small = run.model_copy(
+        update={
+            "update": run.update.model_copy(update={"batch": 2, "iterations": 2, "epochs": None}),
+            "network": run.network.model_copy(update={"width": 8}),
+            "step": run.step.model_copy(update={"K": 2, "progress": None}),
+        }
+    )
     trainer = train.Trainer(small, split, 0)
     m = train.fit(trainer, tmp_path / "out", tmp_path / "scratch")
     assert m["verdict"] == "finished" and (tmp_path / "out" / "weights.pt").exists()

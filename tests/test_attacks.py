@@ -1,10 +1,12 @@
 """PGD against known optima and against foolbox."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import attacks, data, params, sources
+from lib import data, params, sources
+from lib.measures import attacks
 
 
 class Linear(nn.Module):
@@ -29,8 +31,15 @@ def cnn(mnist):
     """A small network with batch norm, trained for a second or two on 8x8 digits: in double precision, so that every
     processor attacks the same network."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-                          nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)).double()
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    ).double()
     opt = torch.optim.Adam(model.parameters(), 3e-3)
     x, y = data.to_range(mnist.x_train).double(), mnist.y_train
     for i in range(150):
@@ -80,7 +89,7 @@ def test_the_linf_optimum_at_the_edge_of_the_range(rng):
 @pytest.mark.parametrize("step_size", [None, 10.0])
 def test_ball_and_range_are_never_left(cnn, batch, norm, epsilon, step_size, rng):
     x, y = batch
-    for steps in (1, 2, 5):                                             # the states that a longer chain passes
+    for steps in (1, 2, 5):  # the states that a longer chain passes
         x_adv = attacks.pgd(cnn, x, y, epsilon=epsilon, norm=norm, steps=steps, step_size=step_size, generator=rng)
         assert distance(x_adv, x, norm).max() <= epsilon * (1 + 1e-5) and x_adv.abs().max() <= 1
     assert distance(x_adv, x, norm).max() > 0.9 * epsilon, "the ball is used"
@@ -90,7 +99,7 @@ def test_ball_and_range_are_never_left(cnn, batch, norm, epsilon, step_size, rng
 def test_random_starts_are_uniform_in_the_ball(norm, rng):
     d = attacks._uniform_in_ball(torch.zeros(20_000, 1, 1, 3), 2.0, norm, rng)
     r = distance(d, torch.zeros_like(d), norm) / 2
-    assert r.max() <= 1 and abs((r < 0.5).float().mean().item() - 0.5 ** 3) < 0.01
+    assert r.max() <= 1 and abs((r < 0.5).float().mean().item() - 0.5**3) < 0.01
     assert d.mean((0, 1, 2)).abs().max() < 0.03
 
 
@@ -106,8 +115,9 @@ def test_epsilon_zero_is_the_identity(cnn, batch, mnist):
 
 @pytest.mark.parametrize("norm, epsilons", [("linf", [0, 0.06, 0.12]), ("l2", [0, 0.4, 0.8])])
 def test_foolbox_agrees(cnn, mnist, norm, epsilons):
-    ours, theirs = (attacks.robust_accuracy(cnn, mnist.x_test, mnist.y_test, epsilons, norm, 20, by)
-                    for by in ("ours", "foolbox"))
+    ours, theirs = (
+        attacks.robust_accuracy(cnn, mnist.x_test, mnist.y_test, epsilons, norm, 20, by) for by in ("ours", "foolbox")
+    )
     assert ours[0] == theirs[0] and ours == pytest.approx(theirs, abs=0.03), "9 of 300 images: the random starts differ"
     assert ours[0] > ours[1] + 0.1 > ours[2] + 0.2, "the attack bites"
 
@@ -115,15 +125,19 @@ def test_foolbox_agrees(cnn, mnist, norm, epsilons):
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.1), ("l2", 0.6)])
 def test_one_step_without_a_random_start_is_foolbox_s(cnn, mnist, batch, norm, epsilon):
     import foolbox
+
     x, y = batch
     kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
     _, theirs, _ = kind(rel_stepsize=2.5, steps=1, random_start=False)(
-        foolbox.PyTorchModel(cnn, bounds=(-1, 1), device="cpu"), x, y, epsilons=epsilon)
+        foolbox.PyTorchModel(cnn, bounds=(-1, 1), device="cpu"), x, y, epsilons=epsilon
+    )
     cnn.zero_grad()
     ours = attacks.pgd(cnn, x, y, epsilon=epsilon, norm=norm, steps=1, random_start=False)
     assert torch.allclose(ours, theirs, atol=1e-6)
-    a, b = (attacks.robust_accuracy(cnn, mnist.x_test, mnist.y_test, [epsilon], norm, 1, by, random_start=False)
-            for by in ("ours", "foolbox"))
+    a, b = (
+        attacks.robust_accuracy(cnn, mnist.x_test, mnist.y_test, [epsilon], norm, 1, by, random_start=False)
+        for by in ("ours", "foolbox")
+    )
     assert a == b
 
 
@@ -133,6 +147,7 @@ def test_more_restarts_are_never_weaker(cnn, batch):
     def attacked(restarts):
         g = torch.Generator().manual_seed(0)
         return attacks.pgd(cnn, x, y, epsilon=0.1, norm="linf", steps=2, restarts=restarts, generator=g)
+
     losses = [loss(cnn, attacked(r), y) for r in (1, 2, 4)]
     assert (losses[1] >= losses[0] - 1e-5).all() and losses[2].mean() > losses[1].mean() > losses[0].mean()
     for by in (attacks.own_pgd, attacks.foolbox_pgd):
@@ -152,6 +167,7 @@ def test_the_loss_gradient_can_be_another_s(cnn, batch):
 
     def kind_one(x, y):
         return tuple(-v for v in plain(x, y))
+
     helped = attacks.pgd(None, x, y, epsilon=0.1, norm="linf", steps=5, restarts=2, loss_gradient=kind_one)
     assert loss(cnn, helped, y).mean() < loss(cnn, x, y).mean()
 
@@ -166,10 +182,16 @@ def test_attacks_leave_weights_and_random_state_alone(cnn, batch):
     assert all(torch.equal(v, state[k]) for k, v in cnn.state_dict().items()), "batch norm was in eval mode"
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"norm": "l1"}, "norm 'l1': expected one of linf, l2"),
-    ({"epsilon": -0.1}, "epsilon -0.1: expected a radius >= 0"),
-    ({"epsilon": float("nan")}, "epsilon nan"), ({"steps": 0}, "steps 0"), ({"restarts": 0}, "restarts 0")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"norm": "l1"}, "norm 'l1': expected one of linf, l2"),
+        ({"epsilon": -0.1}, "epsilon -0.1: expected a radius >= 0"),
+        ({"epsilon": float("nan")}, "epsilon nan"),
+        ({"steps": 0}, "steps 0"),
+        ({"restarts": 0}, "restarts 0"),
+    ],
+)
 def test_bad_arguments_are_named(cnn, batch, wrong, message):
     good = {"epsilon": 0.1, "norm": "linf", "steps": 1, "restarts": 1}
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """The plain transcription agrees with the package; the benchmark measures what it says."""
+
 import copy
 import json
 from functools import partial
@@ -6,8 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-from lib import bench, plain, plots, samplers
-from lib.energy import Energy
+from lib import plots
+from lib.bench import plain
+from lib.bench import speed as bench
+from lib.parts import samplers
+from lib.parts.energy import Energy
 
 
 @pytest.fixture(scope="module")
@@ -15,16 +19,18 @@ def small():
     """Ten classes of 16x16 colour images, small networks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bench.SIZES, "cpu", {"depth": 10, "widen": 1})
-        patch.setattr(bench, "configuration", partial(bench.configuration, compile=False))       # it takes half a minute
+        patch.setattr(bench, "configuration", partial(bench.configuration, compile=False))  # it takes half a minute
         yield bench.images(16, 200)
 
 
 def test_the_chains_agree(wrn, rng):
     x = torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
     E = Energy(wrn)
-    pairs = [(plain.pyld(wrn, x, 3, 4, 0.1, 0.01), samplers.pyld(E, x, M=3, N=4, alpha=0.1, epsilon=0.01)),
-             (plain.proximal(wrn, x, 3, 0.5, 0.02), samplers.proximal_sgld(E, x, K=3, alpha=0.5, epsilon=0.02)),
-             (plain.sgld(wrn, x, 3, 0.5, 0.0), samplers.sgld(E, x, K=3, alpha=0.5))]
+    pairs = [
+        (plain.pyld(wrn, x, 3, 4, 0.1, 0.01), samplers.pyld(E, x, M=3, N=4, alpha=0.1, epsilon=0.01)),
+        (plain.proximal(wrn, x, 3, 0.5, 0.02), samplers.proximal_sgld(E, x, K=3, alpha=0.5, epsilon=0.02)),
+        (plain.sgld(wrn, x, 3, 0.5, 0.0), samplers.sgld(E, x, K=3, alpha=0.5)),
+    ]
     for ours, theirs in pairs:
         assert (ours - x).abs().max() > 1e-3
         torch.testing.assert_close(ours, samplers.last(theirs), rtol=1e-4, atol=1e-6)
@@ -34,8 +40,12 @@ def test_the_chains_agree(wrn, rng):
 def test_one_update_from_the_same_weights_and_samples_agrees(small, name):
     """Loss, second stream, SAM, R1 and optimiser against an independent implementation of all of them."""
     run = bench.configuration(name, "cpu", batch=8, passes=2, precision="fp32")
-    run = run.model_copy(update={"augment": run.augment.model_copy(update={"noise": 0.0, "kind": "none"}),
-                                 "network": run.network.model_copy(update={"width": 8})})
+    run = run.model_copy(
+        update={
+            "augment": run.augment.model_copy(update={"noise": 0.0, "kind": "none"}),
+            "network": run.network.model_copy(update={"width": 8}),
+        }
+    )
     ours = bench.trainer(run, small, torch.device("cpu"))
     theirs = plain.Plain(ours)
     before = copy.deepcopy(ours.model.state_dict())
@@ -48,7 +58,7 @@ def test_one_update_from_the_same_weights_and_samples_agrees(small, name):
     ours.step(), theirs.step()
     changed = 0.0
     for key, a in ours.model.state_dict().items():
-        if a.is_floating_point() and "running" not in key:          # SAM's second pass leaves statistics alone, plainly not
+        if a.is_floating_point() and "running" not in key:  # SAM's second pass leaves statistics alone, plainly not
             torch.testing.assert_close(a, theirs.model.state_dict()[key], rtol=2e-3, atol=2e-5)
             changed = max(changed, (a - before[key]).abs().max().item())
     assert changed > 1e-4
@@ -57,10 +67,18 @@ def test_one_update_from_the_same_weights_and_samples_agrees(small, name):
 def test_a_measurement_holds_what_the_figure_and_the_table_show(small):
     cpu = torch.device("cpu")
     runs = bench.against_plain(["softmax", bench.MAIN], small, cpu, 2)
-    found = {"machine": bench.machine(cpu), "network": "small", "data": "dead leaves, small", "runs": runs,
-             "parts": {bench.MAIN: bench.parts(bench.MAIN, small, cpu, 1)},
-             "scaling": [{"what": w, "value": v, "seconds": 1.0, "images_per_second": 64.0}
-                         for w in ("batch", "width", "M", "pixels") for v in (1, 2)]}
+    found = {
+        "machine": bench.machine(cpu),
+        "network": "small",
+        "data": "dead leaves, small",
+        "runs": runs,
+        "parts": {bench.MAIN: bench.parts(bench.MAIN, small, cpu, 1)},
+        "scaling": [
+            {"what": w, "value": v, "seconds": 1.0, "images_per_second": 64.0}
+            for w in ("batch", "width", "M", "pixels")
+            for v in (1, 2)
+        ],
+    }
     assert runs[bench.MAIN]["ratio"] > 0 and json.dumps(found)
     parts = found["parts"][bench.MAIN]
     assert all(parts[k] > 0 for k in ("data", "sampler", "loss, forward", "step"))
@@ -102,10 +120,16 @@ def test_no_part_is_begun_after_the_minutes_and_what_there_is_stays(small, monke
     assert not list(found) and "1 minutes are over, left out: ways" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--rounds", "0"], "argument --rounds: 0 rounds; expected at least 2"), (["--rounds", "1"], "expected at least 2"),
-    (["--minutes", "-1"], "invalid amount value: '-1'"), (["--minutes", "nan"], "invalid amount value: 'nan'"),
-    (["--device", "cuda:97"], "device 'cuda:97' does not work")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--rounds", "0"], "argument --rounds: 0 rounds; expected at least 2"),
+        (["--rounds", "1"], "expected at least 2"),
+        (["--minutes", "-1"], "invalid amount value: '-1'"),
+        (["--minutes", "nan"], "invalid amount value: 'nan'"),
+        (["--device", "cuda:97"], "device 'cuda:97' does not work"),
+    ],
+)
 def test_a_command_line_that_measures_nothing_is_refused(words, says, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", *words])
     monkeypatch.setattr(bench, "measure", lambda *a: pytest.fail("measured"))

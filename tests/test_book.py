@@ -1,4 +1,5 @@
 """What a notebook records: the data of what it shows, and a stand-in where it is one; where it computes."""
+
 import math
 import re
 from types import SimpleNamespace
@@ -22,10 +23,16 @@ def at_home(tmp_path, monkeypatch):
         yield lambda profile: book.Book("05_jempp_results", profile)
 
 
-@pytest.mark.parametrize("runs, expected", [(["jem", "jempp-m10"], "primary"), (["sada-k10", "sada-k10-third"], "primary; third"),
-                                            (["jem-second", "jem-third", "softmax-second"], "second; third"),
-                                            (["at", "at-faces", "at-cats"], "primary; faces; cats"),
-                                            ([], "none: computed in the notebook")])
+@pytest.mark.parametrize(
+    "runs, expected",
+    [
+        (["jem", "jempp-m10"], "primary"),
+        (["sada-k10", "sada-k10-third"], "primary; third"),
+        (["jem-second", "jem-third", "softmax-second"], "second; third"),
+        (["at", "at-faces", "at-cats"], "primary; faces; cats"),
+        ([], "none: computed in the notebook"),
+    ],
+)
 def test_the_register_names_the_data_of_every_run_shown(at_home, runs, expected):
     b = at_home("paper")
     b.figure("sada-fig2", plt.figure(), runs=runs)
@@ -70,8 +77,11 @@ def test_pages_link_to_each_other(written):
 
 def test_a_dead_link_is_found(written, tmp_path):
     page = tmp_path / "00_map.html"
-    page.write_text('<h2 id="here">x</h2> <a href="#here">1</a> <a href="#gone">2</a> <a class="b" href="99_no.html">3</a> '
-                    '<a href="https://example.org/x">4</a>', encoding="utf-8")
+    page.write_text(
+        '<h2 id="here">x</h2> <a href="#here">1</a> <a href="#gone">2</a> <a class="b" href="99_no.html">3</a> '
+        '<a href="https://example.org/x">4</a>',
+        encoding="utf-8",
+    )
     assert book.dead_links([page]) == ["00_map.html: #gone", "00_map.html: 99_no.html"]
 
 
@@ -87,9 +97,14 @@ def test_a_damaged_result_says_what_makes_it_again(at_home, tmp_path):
             read("jem")
 
 
-@pytest.mark.parametrize("text, says", [
-    ("", "is damaged .EmptyDataError."), ("a,b\n1,2,3\n1,2,3,4\n", "is damaged .ParserError."),
-    ("iteration,loss\n1,2\n", "has no column epoch, cross_entropy")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "is damaged .EmptyDataError."),
+        ("a,b\n1,2,3\n1,2,3,4\n", "is damaged .ParserError."),
+        ("iteration,loss\n1,2\n", "has no column epoch, cross_entropy"),
+    ],
+)
 def test_a_curve_that_is_none_is_named(at_home, tmp_path, monkeypatch, text, says):
     (tmp_path / "curve.csv").write_text(text, encoding="utf-8")
     monkeypatch.setattr(evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path))
@@ -105,8 +120,11 @@ def test_a_torn_record_stops_the_register_which_stays(at_home, tmp_path, monkeyp
     assert "files" in before["jempp-fig3"]
     (tmp_path / "results" / "smoke" / "05_jempp_results" / "recorded.json").write_text('{"jempp-fig3": {', encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["book", "register", "--profile", "smoke"])
-    with pytest.raises(SystemExit, match="^error: .*recorded.json is damaged .torn.*: run its notebook again: python -m "
-                       "lib.book run 05_jempp_results --profile smoke$"):
+    with pytest.raises(
+        SystemExit,
+        match="^error: .*recorded.json is damaged .torn.*: run its notebook again: python -m "
+        "lib.book run 05_jempp_results --profile smoke$",
+    ):
         book.main()
     assert path.read_bytes() == whole
 
@@ -120,6 +138,7 @@ def test_a_figure_and_a_table_that_cannot_be_written_leave_the_old_ones(at_home,
 
     def full_disk(fd):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("os.fsync", full_disk)
     for call in (lambda: b.figure("jempp-fig3", plt.figure(figsize=(1, 1))), lambda: b.table("jempp-table2", 2 * frame)):
         with pytest.raises(OSError, match="jempp-(fig3.png|table2.csv) could not be written"):
@@ -140,6 +159,7 @@ def test_a_notebook_is_put_back_whole_or_not_at_all(tmp_path, monkeypatch):
 
     def kill(a, b):
         raise OSError(5, "Input/output error")
+
     with monkeypatch.context() as m:
         m.setattr("os.replace", kill)
         with pytest.raises(OSError, match="a.ipynb could not be written"):
@@ -164,9 +184,14 @@ def test_a_run_that_diverged_before_its_first_row_stops_no_notebook(at_home, tmp
     assert b.last(b.curve("jem")["loss"]) == 0.25 and b.curve("jem")["iteration"].dtype.kind == "i"
 
 
-@pytest.mark.parametrize("end, columns", [({"accuracy": 0.1, "buffer": {"fd_clf": 3.0}}, {"iteration", "accuracy", "fd_clf"}),
-                                          ({"samples": {"fd_clf": 3.0}}, {"iteration", "fd_clf"}),
-                                          ({"accuracy": 0.1}, {"iteration", "accuracy"})])
+@pytest.mark.parametrize(
+    "end, columns",
+    [
+        ({"accuracy": 0.1, "buffer": {"fd_clf": 3.0}}, {"iteration", "accuracy", "fd_clf"}),
+        ({"samples": {"fd_clf": 3.0}}, {"iteration", "fd_clf"}),
+        ({"accuracy": 0.1}, {"iteration", "accuracy"}),
+    ],
+)
 def test_without_snapshots_the_end_stands_alone(at_home, monkeypatch, end, columns):
     b, kept = at_home("smoke"), [{"iteration": i, "fd_clf": 1.0} for i in (3, 6)]
     for extra in ({}, {"snapshots": []}):

@@ -1,4 +1,5 @@
 """Model cards: what the pipeline measured, in words that hold."""
+
 import json
 import re
 
@@ -44,6 +45,7 @@ def edited(home):
         content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
         path.write_text(json.dumps(content), encoding="utf-8")
+
     yield edit
     for path, text in before.items():
         path.write_text(text, encoding="utf-8")
@@ -90,11 +92,15 @@ def test_what_lib_applications_measured_is_on_the_card(home):
     path = home / "results" / "smoke" / "applications" / "softmax.json"
     path.parent.mkdir()
     linf = {"radii": [0, 4, 16], "accuracy": [0.9, 0.5, 0.25], "low": [0.8, 0.4, 0.2], "high": [1.0, 0.6, 0.3]}
-    ood = {"MNIST": {"log_p_x": {"value": 0.9, "low": 0.8, "high": 1.0}},
-           "Noise": {"log_p_x": {"value": 0.4, "low": 0.3, "high": 0.5}}}
+    ood = {
+        "MNIST": {"log_p_x": {"value": 0.9, "low": 0.8, "high": 1.0}},
+        "Noise": {"log_p_x": {"value": 0.4, "low": 0.3, "high": 0.5}},
+    }
     worst = {"radius": 0.5, "auroc": {"log_p_x": {"MNIST": {"standard": 0.9, "worst": 0.1}}}}
-    path.write_text(json.dumps({"robustness": {"linf": linf, "steps": 20, "images": 200}, "ood": {"auroc": ood},
-                                "worst_case": worst}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"robustness": {"linf": linf, "steps": 20, "images": 200}, "ood": {"auroc": ood}, "worst_case": worst}),
+        encoding="utf-8",
+    )
     text = cards.card("softmax", "smoke")
     path.unlink()
     assert "| accuracy under L∞ PGD of 4/255 (20 steps, 200 images), % | 50.0 | 40.0 to 60.0 | – |" in text
@@ -108,6 +114,7 @@ def test_seeds_divergence_and_inception_are_told(home, edited):
         m["seeds"].append({**m["seeds"][0], "seed": 1, "verdict": "diverged at iteration 4"})
         m["mean"]["buffer"]["inception"] = {"clean": {"fid": 12.25, "is": 8.5}}
         m["sd"]["buffer"]["inception"] = {"clean": {"fid": 0.5, "is": 0.25}}
+
     edited(metrics(home, "jempp-m5"), change)
     text = cards.card("jempp-m5", "smoke")
     assert "| seeds | 0, 1 |" in text and "seed 1 diverged at iteration 4" in text and "One seed" not in text

@@ -1,4 +1,5 @@
 """A chain through torch.compile: the same chain to rounding, the same bits twice, and what it is where nothing compiles."""
+
 import getpass
 import os
 import re
@@ -12,13 +13,19 @@ import torch
 from conftest import COMPILER
 from torch.utils import cpp_extension
 
-from lib import bench, networks, pipeline, samplers, train
-from lib.energy import Energy
+from lib import pipeline, train
+from lib.bench import speed as bench
+from lib.parts import networks, samplers
+from lib.parts.energy import Energy
 
 # What torch.compile keeps on disk at one processor's capability gives NaN at another's, and its key does not tell them apart
 # (torch 2.13, ATEN_CPU_CAPABILITY=avx2 on a processor with AVX-512): a folder for each.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "-".join(
-    ("torchinductor", getpass.getuser(), torch.backends.cpu.get_cpu_capability()))))
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.join(
+        tempfile.gettempdir(), "-".join(("torchinductor", getpass.getuser(), torch.backends.cpu.get_cpu_capability()))
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +56,13 @@ def split():
 @pytest.fixture
 def refused(monkeypatch):
     """A torch.compile that finds no compiler; like torch's own, it says so at the first call."""
+
     def refuse(model, **_):
         def forward(x):
             raise RuntimeError("\nInvalidCxxCompiler: no working C++ compiler found\nand more")
+
         return forward
+
     monkeypatch.setattr(torch, "compile", refuse)
 
 
@@ -65,13 +75,13 @@ def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split, 
     plain, ours, twin = trainer(split, compile=False), trainer(split, compile=True), trainer(split, compile=True)
     x0 = split.gaussians.draw(8, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)                     # it compiled
-        assert not bench.compiled(ours)                                 # nothing has run
+        warnings.simplefilter("error", UserWarning)  # it compiled
+        assert not bench.compiled(ours)  # nothing has run
         x = ours.chain(x0)
     assert bench.compiled(ours) and not bench.compiled(plain) and (x - x0).abs().max() > 1e-3
     torch.testing.assert_close(x, plain.chain(x0), rtol=1e-3, atol=1e-4)
     assert torch.equal(x, twin.chain(x0))
-    for a, b in zip(ours.model.buffers(), plain.model.buffers()):       # running statistics move alike
+    for a, b in zip(ours.model.buffers(), plain.model.buffers()):  # running statistics move alike
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert all(p.requires_grad for p in ours.model.parameters())
 
@@ -81,8 +91,8 @@ def test_libraries_in_a_folder_with_a_space_are_linked(tmp_path, compiler, monke
     libraries = tmp_path / "a b\u00e9"
     libraries.symlink_to(cpp_extension.TORCH_LIB_PATH)
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(libraries))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))          # nothing is there yet: it compiles
-    for _ in range(2):                                                  # the link is made, then found
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing is there yet: it compiles
+    for _ in range(2):  # the link is made, then found
         assert compiles()
         link = Path(cpp_extension.TORCH_LIB_PATH)
         assert " " not in str(link) and link.samefile(libraries)
@@ -90,7 +100,9 @@ def test_libraries_in_a_folder_with_a_space_are_linked(tmp_path, compiler, monke
 
 
 def test_without_batch_norm_nothing_is_compiled(split):
-    t = bench.trainer(bench.configuration("jem", "cpu", batch=8, widen=1, passes=2, compile=True), split, torch.device("cpu"))
+    t = bench.trainer(
+        bench.configuration("jem", "cpu", batch=8, widen=1, passes=2, compile=True), split, torch.device("cpu")
+    )
     assert t.fused is t.energy
 
 
@@ -100,7 +112,7 @@ def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, refused):
         found = samplers.last(samplers.proximal_sgld(E, x, K=2, alpha=1.0))
     assert torch.equal(found, samplers.last(samplers.proximal_sgld(Energy(wrn), x, K=2, alpha=1.0)))
     assert not E.forward.ran
-    with pytest.raises(RuntimeError, match="channels"):                 # what is wrong with the images says so itself
+    with pytest.raises(RuntimeError, match="channels"):  # what is wrong with the images says so itself
         E(torch.rand(4, 3, 8, 8).double())
 
 
@@ -112,14 +124,22 @@ def test_a_measurement_calls_compiled_what_was(split, refused, monkeypatch):
     assert bench.configuration(bench.MAIN, "cpu").compile
     assert [r["compiled"] for r in bench.against_plain(["softmax", bench.MAIN], split, cpu, 2).values()] == [False, False]
     assert list(bench.ways(split, cpu, 2)) == ["eager", "eager, fp32"]
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)         # one that does what it is asked to
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)  # one that does what it is asked to
     assert bench.against_plain([bench.MAIN], split, cpu, 2)[bench.MAIN]["compiled"]
     assert list(bench.ways(split, cpu, 2)) == ["eager", "compiled", "eager, fp32"]
 
 
-@pytest.mark.parametrize("instructions, more, ends", [
-    ("AVX512", True, ""), ("AVX2", True, "-avx2"), ("AVX2", False, ""), ("DEFAULT", True, "-default"), ("DEFAULT", False, ""),
-    ("SVE256", True, "")])
+@pytest.mark.parametrize(
+    "instructions, more, ends",
+    [
+        ("AVX512", True, ""),
+        ("AVX2", True, "-avx2"),
+        ("AVX2", False, ""),
+        ("DEFAULT", True, "-default"),
+        ("DEFAULT", False, ""),
+        ("SVE256", True, ""),
+    ],
+)
 def test_a_measurement_names_instructions_that_the_processor_could_better(instructions, more, ends, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     for asked in ("_is_avx2_supported", "_is_avx512_supported"):

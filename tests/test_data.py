@@ -1,4 +1,5 @@
 """Prepared data: ranges, augmentation, streams that resume, p0."""
+
 import pytest
 import torch
 
@@ -45,15 +46,15 @@ def test_crop_flip_moves_by_at_most_the_pad(rng):
     assert y.shape == x.shape
     rows, cols = y[:, 0].flatten(1).argmax(1) // 8, y[:, 0].flatten(1).argmax(1) % 8
     assert rows.min() == 2 and rows.max() == 6
-    assert cols.min() == 1 and cols.max() == 6            # flipped: column 4 becomes 3, then moves too
+    assert cols.min() == 1 and cols.max() == 6  # flipped: column 4 becomes 3, then moves too
 
 
 def test_a_margin_has_the_colour_asked_for():
     x, colour = torch.full((300, 3, 8, 8), 0.5), torch.tensor([0.0, 1.0, 0.25])
     y = data.crop_flip(x, 2, torch.Generator().manual_seed(0), colour)
-    margin = (y != 0.5).any(1)                                              # (B, H, W)
+    margin = (y != 0.5).any(1)  # (B, H, W)
     assert torch.equal(y.permute(0, 2, 3, 1)[margin], colour.expand(int(margin.sum()), 3))
-    rows = margin.all(2).sum(1)                                             # |offset|: uniform on -2 .. 2
+    rows = margin.all(2).sum(1)  # |offset|: uniform on -2 .. 2
     assert set(rows.tolist()) == {0, 1, 2} and abs(rows.float().mean() - 6 / 5) < 0.15
     how = params.Transform(kind="crop_flip", pad=2, fill=(0, 0, 0))
     assert data.augmented(x, how, torch.Generator().manual_seed(0), low=0.0).amin(1).unique().tolist() == [0, 0.5]
@@ -69,7 +70,9 @@ AS_IS = params.Transform(kind="resized_crop", share=0.0)
 @pytest.mark.parametrize("low", [-1.0, 0.0])
 @pytest.mark.parametrize("how", [AUTO, CUT, AS_IS, params.Transform(kind="crop_flip", fill=(0, 0, 0))])
 def test_augmentation_is_the_generators_alone(how, low):
-    x = data.to_range(torch.randint(256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8), low)
+    x = data.to_range(
+        torch.randint(256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8), low
+    )
     g, before, kept = torch.Generator().manual_seed(3), torch.get_rng_state(), x.clone()
     y = data.augmented(x, how, g, low)
     torch.randn(3)
@@ -96,6 +99,7 @@ def test_a_resized_crop_is_a_part_of_the_image(rng):
     def spans(**how):
         y = data.augmented(x, params.Transform(kind="resized_crop", **how), rng, low=0.0)
         return y, y[:, 0, 0].amax(1) - y[:, 0, 0].amin(1)
+
     y, span = spans(share=0.0)
     mirrored = (y == exact.flip(3)).flatten(1).all(1)
     assert ((y == exact).flatten(1).all(1) | mirrored).all() and abs(mirrored.float().mean() - 0.5) < 0.12
@@ -113,7 +117,7 @@ def test_autoaugment_changes_each_image_by_itself():
 
 
 def test_cutout_is_a_square_with_its_centre_in_the_image(rng):
-    holes = (data.cutout(torch.ones(2000, 3, 16, 16), 6, rng, low=0.0) == 0)
+    holes = data.cutout(torch.ones(2000, 3, 16, 16), 6, rng, low=0.0) == 0
     assert torch.equal(holes.all(1), holes.any(1)), "in every channel"
     sizes = torch.stack([holes[:, 0].any(2).sum(1), holes[:, 0].any(1).sum(1)])
     assert torch.equal(sizes[0] * sizes[1], holes[:, 0].sum((1, 2))), "a rectangle"
@@ -148,8 +152,13 @@ def test_one_class_plays_a_data_set():
 def test_p0_holds_no_image_of_the_data(profile, monkeypatch):
     splits = {role: sources.prepare(params.data(profile, role)) for role in ("primary", "second", "faces", "cats", "church")}
     monkeypatch.setattr(data, "load", lambda profile, role="primary": splits[role])
-    real = {i.numpy().tobytes() for s in splits if s != "second" for part in ("x_train", "x_hold", "x_test")
-            for i in getattr(splits[s], part)}
+    real = {
+        i.numpy().tobytes()
+        for s in splits
+        if s != "second"
+        for part in ("x_train", "x_hold", "x_test")
+        for i in getattr(splits[s], part)
+    }
     runs = [r for r in params.runs() if (c := params.run(r, profile)).start and c.start.kind == "images"]
     assert {"at", "at-p0-noise", "at-p0-narrow", "at-faces", "at-ood"} <= set(runs)
     for run in (params.run(r, profile) for r in runs):
@@ -161,9 +170,14 @@ def test_p0_holds_no_image_of_the_data(profile, monkeypatch):
     assert kinds == {"at-p0-noise": 1, "at-p0-narrow": 1, "at": 4}
 
 
-@pytest.mark.parametrize("of, message", [({"primary": 1.0}, "start.of.primary: the data themselves"),
-                                         ({"faces": 1.0}, "start.of.faces: the data themselves"),
-                                         ({"third": 1.0}, "start.of.third: no data set of this profile")])
+@pytest.mark.parametrize(
+    "of, message",
+    [
+        ({"primary": 1.0}, "start.of.primary: the data themselves"),
+        ({"faces": 1.0}, "start.of.faces: the data themselves"),
+        ({"third": 1.0}, "start.of.third: no data set of this profile"),
+    ],
+)
 def test_p0_must_be_other_data(of, message, monkeypatch):
     monkeypatch.setattr(data, "load", lambda profile, role="primary": sources.prepare(params.data(profile, role)))
     run = params.run("at", "smoke")
@@ -187,26 +201,40 @@ def prepared(tmp_path, monkeypatch):
     return data.path_of("smoke", "primary")
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda b: b[:len(b) // 2], "is damaged .torn"), (lambda b: b"", "is damaged .empty"),
-    (lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], "is damaged .its own checksums do not hold")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda b: b[: len(b) // 2], "is damaged .torn"),
+        (lambda b: b"", "is damaged .empty"),
+        (lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:], "is damaged .its own checksums do not hold"),
+    ],
+)
 def test_damaged_data_are_one_line(prepared, damage, says):
     assert len(data.load("smoke").x_train) == 160
     prepared.write_bytes(damage(prepared.read_bytes()))
-    with pytest.raises(data.DataError, match=f"primary.pt {says}.*: run `dvc repro data` .or python -m lib.sources --prof") as e:
+    with pytest.raises(
+        data.DataError, match=f"primary.pt {says}.*: run `dvc repro data` .or python -m lib.sources --prof"
+    ) as e:
         data.load("smoke")
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda s: s.pop("y_hold"), "holds no prepared data of this version"),
-    (lambda s: s.update(more=1), "holds no prepared data of this version"),
-    (lambda s: s.update(x_test=s["x_test"].float()), "holds no prepared data of this version"),
-    (lambda s: s.update(y_train=s["y_train"][1:]), "holds no prepared data of this version"),
-    (lambda s: s.update(gaussians={"mu": 1}), "holds no prepared data of this version"),
-    (lambda s: s.update(name="mnist"), r"holds MNIST 8x8 .* images.; params.yaml has fashion_mnist at 8 pixels"),
-    (lambda s: s.update(only=(9,)), r"holds Fashion-MNIST Boot 8x8 .*; params.yaml has fashion_mnist at 8 pixels"),
-    (lambda s: s.update({k: s[k].repeat(1, 1, 2, 2) for k in s if k[0] == "x"}), "holds Fashion-MNIST 16x16 .* 8 pixels")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda s: s.pop("y_hold"), "holds no prepared data of this version"),
+        (lambda s: s.update(more=1), "holds no prepared data of this version"),
+        (lambda s: s.update(x_test=s["x_test"].float()), "holds no prepared data of this version"),
+        (lambda s: s.update(y_train=s["y_train"][1:]), "holds no prepared data of this version"),
+        (lambda s: s.update(gaussians={"mu": 1}), "holds no prepared data of this version"),
+        (lambda s: s.update(name="mnist"), r"holds MNIST 8x8 .* images.; params.yaml has fashion_mnist at 8 pixels"),
+        (lambda s: s.update(only=(9,)), r"holds Fashion-MNIST Boot 8x8 .*; params.yaml has fashion_mnist at 8 pixels"),
+        (
+            lambda s: s.update({k: s[k].repeat(1, 1, 2, 2) for k in s if k[0] == "x"}),
+            "holds Fashion-MNIST 16x16 .* 8 pixels",
+        ),
+    ],
+)
 def test_data_of_another_version_or_set_are_one_line(prepared, change, says):
     state = torch.load(prepared, weights_only=True)
     change(state)
@@ -221,6 +249,7 @@ def test_a_full_disk_leaves_the_data_that_were_there(prepared, monkeypatch):
 
     def full_disk(fd):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="primary.pt could not be written .No space left on device.; what was there"):
         data.save(split, prepared)

@@ -1,4 +1,5 @@
 """Two processes with half of every batch each: the single process's weights, one model in all, resumed together."""
+
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lib import ROOT, data, distributed, files, inits, params, sources, train
+from lib import ROOT, data, files, params, sources, train
+from lib.parts import starts
+from lib.training import distributed
 
 UPDATES = 5
 
@@ -19,14 +22,19 @@ UPDATES = 5
 def split_of_noise():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randint(0, 256, (64, 1, 8, 8), generator=g, dtype=torch.uint8), torch.arange(64) % 10
-    return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], inits.ClassGaussians.fit(data.to_range(x), y))
+    return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], starts.ClassGaussians.fit(data.to_range(x), y))
 
 
 def trainer_of(name, norm="none", **update):
     run = params.run(name, "smoke")
-    run = run.model_copy(update={"precision": "fp32", "network": run.network.model_copy(update={"norm": norm}),
-                                 "update": run.update.model_copy(update={"iterations": 12, **update})})
-    data.load = lambda *a: split_of_noise()             # AT-EBM's p0 asks for the data's shape
+    run = run.model_copy(
+        update={
+            "precision": "fp32",
+            "network": run.network.model_copy(update={"norm": norm}),
+            "update": run.update.model_copy(update={"iterations": 12, **update}),
+        }
+    )
+    data.load = lambda *a: split_of_noise()  # AT-EBM's p0 asks for the data's shape
     return train.Trainer(run, split_of_noise())
 
 
@@ -35,23 +43,23 @@ def given(n, i):
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(i)) * 2 - 1
 
 
-def softmax():                                          # with its input noise and augmentation: all draw them alike
+def softmax():  # with its input noise and augmentation: all draw them alike
     return trainer_of("softmax")
 
 
-def jempp():                                            # its own chain and loss, from given starts
+def jempp():  # its own chain and loss, from given starts
     trainer = trainer_of("jempp-m5")
     trainer.buffer.draw = lambda n, *a: (distributed.mine(given(16, trainer.iteration)), torch.arange(n))
     return trainer
 
 
-def at():                                               # three PGD steps, real images moved as well, R1
+def at():  # three PGD steps, real images moved as well, R1
     trainer = trainer_of("at-p0-noise")
     trainer.start.draw = lambda n, *a: distributed.mine(given(16, trainer.iteration).abs())
     return trainer
 
 
-def sada():                                             # each climbs its own gradient: alike where the halves are alike
+def sada():  # each climbs its own gradient: alike where the halves are alike
     trainer = trainer_of("sada-k5", sam=params.Sam(rho=0.05))
     for name in ("stream", "plain"):
         whole = getattr(trainer, name)
@@ -78,8 +86,10 @@ def _work(rank, port, path):
     found = {name: updated(make) for name, make in CASES.items()}
     found["sam"] = updated(lambda: trainer_of("sada-k5", sam=params.Sam(rho=0.05)))
     found["norm"] = batch_norm()
-    found["buffer"] = torch.equal(distributed.gather(torch.full((2, 3), rank, dtype=torch.uint8)),
-                                  torch.tensor([[0] * 3] * 2 + [[1] * 3] * 2, dtype=torch.uint8))
+    found["buffer"] = torch.equal(
+        distributed.gather(torch.full((2, 3), rank, dtype=torch.uint8)),
+        torch.tensor([[0] * 3] * 2 + [[1] * 3] * 2, dtype=torch.uint8),
+    )
     found["resumed"] = common_checkpoint(rank, path)
     found["diverged"] = joint_divergence(rank, path)
     found["K"] = joint_progress(rank)
@@ -101,6 +111,7 @@ def batch_norm():
     def spy(model):
         seen.append(next(b.clone() for k, b in model.named_buffers() if k.endswith("running_mean")))
         update(model)
+
     distributed.average_update = spy
     trainer.step()
     distributed.average_update = update
@@ -124,12 +135,13 @@ def joint_divergence(rank, path):
     trainer.run = trainer.run.model_copy(update={"rollbacks": 1})
     real, calls = trainer.step, []
 
-    def step():                                         # one bad update, in process 1 alone
+    def step():  # one bad update, in process 1 alone
         row = real()
         if rank == 1 and trainer.iteration == 7 and not calls:
             calls.append(1)
             row["loss"] = torch.tensor(float("nan"))
         return row
+
     trainer.step = step
     m = train.fit(trainer, path / "out", path / "scratch")
     return m["verdict"], m["divergences"], m["iterations"]
@@ -148,7 +160,10 @@ def undivided(path):
     """Weights and buffer of jempp-m5, trained without a stop."""
     data.load = lambda *a: sources.prepare(params.data("smoke", "primary"))
     train.train(params.run("jempp-m5", "smoke"), "cpu", path / "whole", path / "whole-scratch")
-    return [torch.load(path / "whole" / "smoke" / "jempp-m5" / "seed0" / f, weights_only=True) for f in ("weights.pt", "buffer.pt")]
+    return [
+        torch.load(path / "whole" / "smoke" / "jempp-m5" / "seed0" / f, weights_only=True)
+        for f in ("weights.pt", "buffer.pt")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +191,7 @@ def test_two_processes_train_the_single_process_weights(name, both, monkeypatch)
 
 
 def test_gradients_are_averaged_before_the_step_and_not_before_sams_ascent(both):
-    a, b = (r["sam"] for r in both)                     # different images and chains in each
+    a, b = (r["sam"] for r in both)  # different images and chains in each
     assert torch.equal(flat(a["after"]), flat(b["after"])) and a["norm"] != b["norm"] and a["loss"] != b["loss"]
     a, b = (r["jempp"] for r in both)
     assert a["norm"] == b["norm"] and a["loss"] != b["loss"]
@@ -217,8 +232,16 @@ def test_torchrun_trains_one_run_and_resumes_it(both, tmp_path, monkeypatch):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
     def call(*arguments):
-        return subprocess.run([*torchrun, "-m", "lib.train", "jempp-m5", "--device", "cpu", *arguments], cwd=tmp_path,
-                              env=env, capture_output=True, encoding="utf-8", errors="replace", timeout=120)
+        return subprocess.run(
+            [*torchrun, "-m", "lib.train", "jempp-m5", "--device", "cpu", *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=120,
+        )
+
     out = tmp_path / "artifacts" / "smoke" / "jempp-m5" / "seed0"
     early = call("--minutes", "0")
     assert early.returncode and early.stderr.count("out of time at iteration 2 of 6") == 1
@@ -246,11 +269,18 @@ def test_more_processes_than_gpus_says_so(monkeypatch):
             pass
 
 
-@pytest.mark.parametrize("environment, says", [
-    ({"WORLD_SIZE": "2"}, "environment's LOCAL_RANK is None: expected a number, as torchrun sets it; start with torchrun"),
-    ({"WORLD_SIZE": "two"}, "environment's WORLD_SIZE is 'two': expected a number"),
-    ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "environment's RANK is None: expected a number"),
-    ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "environment's MASTER_PORT is None: expected a number")])
+@pytest.mark.parametrize(
+    "environment, says",
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "environment's LOCAL_RANK is None: expected a number, as torchrun sets it; start with torchrun",
+        ),
+        ({"WORLD_SIZE": "two"}, "environment's WORLD_SIZE is 'two': expected a number"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "environment's RANK is None: expected a number"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "environment's MASTER_PORT is None: expected a number"),
+    ],
+)
 def test_half_of_torchruns_environment_is_one_line(monkeypatch, environment, says):
     for key in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "MASTER_PORT"):
         monkeypatch.delenv(key, raising=False)
@@ -264,6 +294,8 @@ def test_half_of_torchruns_environment_is_one_line(monkeypatch, environment, say
 def test_a_device_works_or_is_named():
     assert distributed.device("cpu").type == "cpu" and distributed.device(None).type in ("cpu", "cuda")
     for name in ("cuda:97", "nonsense", "meta"):
-        with pytest.raises(params.ConfigError, match=f"^device '{name}' does not work .*: torch .* has cpu.* here; name") as e:
+        with pytest.raises(
+            params.ConfigError, match=f"^device '{name}' does not work .*: torch .* has cpu.* here; name"
+        ) as e:
             distributed.device(name)
         assert "\n" not in str(e.value) and len(str(e.value)) < 250

@@ -1,9 +1,10 @@
 """The sign rule and the gradient."""
+
 import math
 
 import torch
 
-from lib import energy as e
+from lib.parts import energy as e
 
 
 def test_one_logit_is_at_ebm_energy():
@@ -26,8 +27,9 @@ def test_gradient_by_finite_differences(wrn):
     E = e.Energy(wrn)
     x = torch.rand(1, 1, 8, 8, dtype=torch.float64)
 
-    def E64(v):                         # the library's energy is fp32; finite differences need fp64
+    def E64(v):  # the library's energy is fp32; finite differences need fp64
         return -torch.logsumexp(wrn(v), 1)
+
     g, h = e.gradient(E64, x), 1e-5
     for i, j in ((0, 0), (3, 4), (7, 7)):
         d = torch.zeros_like(x)

@@ -1,4 +1,5 @@
 """A trained run by name: three lines sample, classify and score."""
+
 import json
 import re
 from dataclasses import replace
@@ -6,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import applications, data, evaluate, networks, params, samplers, sources, train
+from lib import applications, data, evaluate, params, sources, train
+from lib.parts import networks, samplers
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_at_samples_are_p0_images_moved_by_its_generation(home, rng):
     sources_ = train.start_of(at.run, data.load("smoke"), "cpu").draw(12, rng)
     assert torch.equal(x, at.perturb(data.to_bytes(sources_, 0.0), how.steps, how.alpha))
     way = (data.to_range(x, 0.0) - sources_).flatten(1).norm(dim=1)
-    assert (way > 0).all() and (way <= how.steps * how.alpha + 8 / 255).all()       # 64 pixels, each rounded
+    assert (way > 0).all() and (way <= how.steps * how.alpha + 8 / 255).all()  # 64 pixels, each rounded
     assert at.score(x).shape == (12,)
 
 
@@ -94,13 +96,20 @@ def test_classify_and_score_are_what_the_logits_say(model):
     assert torch.allclose(model.score(x), logits.logsumexp(1), atol=1e-4)
 
 
-@pytest.mark.parametrize("name, call, message", [
-    ("softmax", lambda m: m.sample(4), "4 samples of softmax: a classifier has no chain"),
-    ("jempp-m5", lambda m: m.sample(0), "0 samples of jempp-m5: expected at least 1"),
-    ("at", lambda m: m.classify(m.sample(2)), "run at has one logit and no classes: use score"),
-    ("jempp-m5", lambda m: m.score(torch.zeros(2, 1, 8, 8)), "images torch.float32 of shape (2, 1, 8, 8): expected torch.ui"),
-    ("softmax", lambda m: m.classify(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "expected torch.uint8 (n, 1, 8, 8)"),
-])
+@pytest.mark.parametrize(
+    "name, call, message",
+    [
+        ("softmax", lambda m: m.sample(4), "4 samples of softmax: a classifier has no chain"),
+        ("jempp-m5", lambda m: m.sample(0), "0 samples of jempp-m5: expected at least 1"),
+        ("at", lambda m: m.classify(m.sample(2)), "run at has one logit and no classes: use score"),
+        (
+            "jempp-m5",
+            lambda m: m.score(torch.zeros(2, 1, 8, 8)),
+            "images torch.float32 of shape (2, 1, 8, 8): expected torch.ui",
+        ),
+        ("softmax", lambda m: m.classify(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "expected torch.uint8 (n, 1, 8, 8)"),
+    ],
+)
 def test_what_cannot_be_is_said_in_one_line(home, name, call, message):
     with pytest.raises(ValueError, match=re.escape(message)) as e:
         call(evaluate.load_run(name, "smoke"))
@@ -130,8 +139,14 @@ def refused(says):
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "buffer.pt", "metrics.json", "provenance.json"])
-@pytest.mark.parametrize("damage, says", [
-    (lambda b: b[:len(b) // 2], "is damaged .torn"), (lambda b: b"", "is damaged .empty"), (None, "is missing|has no weights")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda b: b[: len(b) // 2], "is damaged .torn"),
+        (lambda b: b"", "is damaged .empty"),
+        (None, "is missing|has no weights"),
+    ],
+)
 def test_a_damaged_file_of_a_run_is_named_with_the_remedy(jempp, name, damage, says):
     if damage:
         (jempp / name).write_bytes(damage((jempp / name).read_bytes()))
@@ -145,38 +160,59 @@ class Evil:
         return print, ("code from a weights file ran",)
 
 
-@pytest.mark.parametrize("weights, says", [
-    (lambda w: {"first.weight": Evil()}, "weights.pt is damaged .it asks for code, which was not run.: train"),
-    (lambda w: w | {"first.weight": torch.zeros(9, 1, 3, 3)}, r"of another network: first.weight is \(9, 1, 3, 3\) there, \("),
-    (lambda w: {k: v for k, v in w.items() if k != "head.bias"}, r"of another network: head.bias is missing there, \(10"),
-    (lambda w: w | {"head.bias": torch.zeros(11)}, r"is of another network: head.bias is \(11,\) there, \(10,\) here"),
-    (lambda w: [1, 2], "is of another network: .* is missing there"),
-    (lambda w: w | {"head.bias": torch.full((10,), float("nan"))}, "holds numbers that are not finite, in head.bias: train"),
-])
+@pytest.mark.parametrize(
+    "weights, says",
+    [
+        (lambda w: {"first.weight": Evil()}, "weights.pt is damaged .it asks for code, which was not run.: train"),
+        (
+            lambda w: w | {"first.weight": torch.zeros(9, 1, 3, 3)},
+            r"of another network: first.weight is \(9, 1, 3, 3\) there, \(",
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "head.bias"},
+            r"of another network: head.bias is missing there, \(10",
+        ),
+        (lambda w: w | {"head.bias": torch.zeros(11)}, r"is of another network: head.bias is \(11,\) there, \(10,\) here"),
+        (lambda w: [1, 2], "is of another network: .* is missing there"),
+        (
+            lambda w: w | {"head.bias": torch.full((10,), float("nan"))},
+            "holds numbers that are not finite, in head.bias: train",
+        ),
+    ],
+)
 def test_weights_of_another_network_or_none_are_refused(jempp, weights, says, capsys):
     torch.save(weights(torch.load(jempp / "weights.pt", weights_only=True)), jempp / "weights.pt")
     refused(says)
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("buffer, says", [
-    (torch.zeros(100, 1, 8, 8), r"pt holds torch.float32 of shape \(100, 1, 8, 8\); expected torch.uint8 \(n, 1, 8, 8\)"),
-    (torch.zeros(100, 3, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(100, 3, 8, 8\); expected"),
-    (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(0, 1, 8, 8\)"),
-    ({"a": 1}, "holds dict; expected torch.uint8"),
-])
+@pytest.mark.parametrize(
+    "buffer, says",
+    [
+        (
+            torch.zeros(100, 1, 8, 8),
+            r"pt holds torch.float32 of shape \(100, 1, 8, 8\); expected torch.uint8 \(n, 1, 8, 8\)",
+        ),
+        (torch.zeros(100, 3, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(100, 3, 8, 8\); expected"),
+        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), r"holds torch.uint8 of shape \(0, 1, 8, 8\)"),
+        ({"a": 1}, "holds dict; expected torch.uint8"),
+    ],
+)
 def test_a_buffer_that_is_none_is_refused(jempp, buffer, says):
     torch.save(buffer, jempp / "buffer.pt")
     refused(says)
 
 
-@pytest.mark.parametrize("file, change, says", [
-    ("provenance.json", {"run": "jem"}, "seed0 holds jem, profile smoke, seed 0; expected jempp-m5, smoke, 0"),
-    ("provenance.json", {"profile": "quick"}, "seed0 holds jempp-m5, profile quick, seed 0; expected"),
-    ("provenance.json", {"seed": 1}, "seed0 holds jempp-m5, profile smoke, seed 1; expected"),
-    ("provenance.json", {"precision": ...}, "provenance.json lacks precision: it is of another version"),
-    ("metrics.json", {"verdict": ..., "planned": ...}, "metrics.json lacks verdict, planned: it is of another version"),
-])
+@pytest.mark.parametrize(
+    "file, change, says",
+    [
+        ("provenance.json", {"run": "jem"}, "seed0 holds jem, profile smoke, seed 0; expected jempp-m5, smoke, 0"),
+        ("provenance.json", {"profile": "quick"}, "seed0 holds jempp-m5, profile quick, seed 0; expected"),
+        ("provenance.json", {"seed": 1}, "seed0 holds jempp-m5, profile smoke, seed 1; expected"),
+        ("provenance.json", {"precision": ...}, "provenance.json lacks precision: it is of another version"),
+        ("metrics.json", {"verdict": ..., "planned": ...}, "metrics.json lacks verdict, planned: it is of another version"),
+    ],
+)
 def test_another_runs_results_are_refused(jempp, file, change, says):
     content = json.loads((jempp / file).read_text(encoding="utf-8")) | change
     (jempp / file).write_text(json.dumps({k: v for k, v in content.items() if v is not ...}), encoding="utf-8")
@@ -219,8 +255,10 @@ def test_where_nothing_can_be_written_nothing_is_computed(module, words, tmp_pat
 def test_a_device_that_is_not_there_is_named(home):
     with pytest.raises(params.ConfigError, match="device 'cuda:97' does not work .*: torch .* has cpu"):
         evaluate.load_run("softmax", "smoke", device="cuda:97")
-    for call in (lambda: evaluate.evaluate("softmax", "smoke", "nonsense"),
-                 lambda: applications.apply("softmax", ["ood"], "smoke", "meta")):
+    for call in (
+        lambda: evaluate.evaluate("softmax", "smoke", "nonsense"),
+        lambda: applications.apply("softmax", ["ood"], "smoke", "meta"),
+    ):
         with pytest.raises(params.ConfigError, match="device '(nonsense|meta)' does not work") as e:
             call()
         assert "\n" not in str(e.value)

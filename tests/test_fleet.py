@@ -1,4 +1,5 @@
 """Jobs in order of importance, within a time, and what a pack brings to the next machine."""
+
 import gzip
 import hashlib
 import io
@@ -23,6 +24,7 @@ measure = fleet.measure
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """machine(name): the project's folders move to a fresh place with prepared smoke data; returns it."""
+
     def at(name, prepared=True):
         for module in (data, fleet, train):
             monkeypatch.setattr(module, "ROOT", tmp_path / name)
@@ -31,7 +33,8 @@ def machine(tmp_path, monkeypatch):
             for role in ("primary", "second"):
                 sources.stage("smoke", role)
         return tmp_path / name
-    monkeypatch.setattr(fleet, "measure", lambda *a: None)          # it starts processes in the project's folder
+
+    monkeypatch.setattr(fleet, "measure", lambda *a: None)  # it starts processes in the project's folder
     return at
 
 
@@ -68,12 +71,15 @@ def test_references_come_first_then_main_runs_seed_by_seed():
     order = [(j.run.name, j.seed) for j in fleet.jobs("gpu")]
     main = cards.main_runs()
     assert order[:4] == [("reference", 0), *(("reference-second", s) for s in (0, 1, 2))]
-    assert order[4:4 + 3 * len(main)] == [(n, s) for s in (0, 1, 2) for n in main]
-    rest = order[4 + 3 * len(main):]
+    assert order[4 : 4 + 3 * len(main)] == [(n, s) for s in (0, 1, 2) for n in main]
+    rest = order[4 + 3 * len(main) :]
     seeds = [s for _, s in rest]
     assert seeds == sorted(seeds) and not {n for n, _ in rest} & {*main, "reference", "softmax-third"}
-    assert len(order) == len(set(order)) == sum(len(params.run(n, "gpu").seeds) for n in params.runs()
-                                                if params.data("gpu", params.run(n, "gpu").data))
+    assert (
+        len(order)
+        == len(set(order))
+        == sum(len(params.run(n, "gpu").seeds) for n in params.runs() if params.data("gpu", params.run(n, "gpu").data))
+    )
 
 
 # -------------------------------------------------------------------------------------------------- within a time
@@ -139,6 +145,7 @@ def test_a_job_that_fails_does_not_stop_the_others(machine, monkeypatch, capsys)
         if run.name == "softmax":
             raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
         return real(run, **kw)
+
     monkeypatch.setattr(train, "train", out_of_memory)
     status, out = command(monkeypatch, capsys, "--minutes", 5)
     failed = "softmax seed 0: failed: CUDA out of memory. Tried to allocate 2 GiB ("
@@ -156,6 +163,7 @@ def test_measuring_ends_with_the_time(machine, monkeypatch, capsys):
         if cmd[2] == "lib.applications":
             raise subprocess.TimeoutExpired(cmd, timeout)
         assert 0 < timeout <= 60 and kw["cwd"] == home
+
     monkeypatch.setattr(subprocess, "run", measured)
     measure(todo, time.monotonic())
     assert not run, "no time, no process"
@@ -182,8 +190,10 @@ def test_a_pack_leaves_nothing_pending_elsewhere(machine, monkeypatch, capsys, t
     assert status == 0 and out[-1] == "nothing trained in 0 minutes; nothing of 3 pending"
     for name in NAMES:
         assert same(weights(home, name), weights(fresh, name))
-    held = [{p.relative_to(h).as_posix(): p.read_bytes() for p in h.rglob("*") if p.is_file() and p.suffix != ".lock"}
-            for h in (home, fresh)]
+    held = [
+        {p.relative_to(h).as_posix(): p.read_bytes() for p in h.rglob("*") if p.is_file() and p.suffix != ".lock"}
+        for h in (home, fresh)
+    ]
     assert held[0] == held[1]
 
 
@@ -230,10 +240,15 @@ def test_a_run_measured_before_it_was_packed_needs_no_weights(machine, monkeypat
 
 
 # -------------------------------------------------------------------------------------------------- what is damaged
-@pytest.mark.parametrize("file, damage, says", [
-    ("provenance.json", lambda b: b[:len(b) // 2], "is damaged .torn.*: softmax seed 0 counts as unfinished"),
-    ("provenance.json", lambda b: b'{"config": 3}', ""), ("provenance.json", lambda b: b"[]", "holds no JSON object"),
-    ("weights.pt", lambda b: b[:len(b) // 2], "is damaged .torn.: softmax seed 0 counts as unfinished")])
+@pytest.mark.parametrize(
+    "file, damage, says",
+    [
+        ("provenance.json", lambda b: b[: len(b) // 2], "is damaged .torn.*: softmax seed 0 counts as unfinished"),
+        ("provenance.json", lambda b: b'{"config": 3}', ""),
+        ("provenance.json", lambda b: b"[]", "holds no JSON object"),
+        ("weights.pt", lambda b: b[: len(b) // 2], "is damaged .torn.: softmax seed 0 counts as unfinished"),
+    ],
+)
 def test_a_damaged_result_is_unfinished_and_stops_nothing(machine, monkeypatch, capsys, file, damage, says):
     home = machine("a")
     command(monkeypatch, capsys, "--minutes", 5)
@@ -270,6 +285,7 @@ def test_a_kill_while_unpacking_leaves_nothing_torn_and_no_job_that_seems_done(m
             to.write(source.read(20))
             raise KeyboardInterrupt
         real(source, to, *a)
+
     with monkeypatch.context() as m:
         m.setattr(shutil, "copyfileobj", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -281,9 +297,15 @@ def test_a_kill_while_unpacking_leaves_nothing_torn_and_no_job_that_seems_done(m
     assert all(j.finished for j in fleet.jobs("smoke", NAMES))
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"), (["--minutes", "-1"], "invalid amount value"),
-    (["--megabytes", "nan"], "argument --megabytes: invalid amount"), (["--pack", "PACK"], "PACK is no folder to write to")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"),
+        (["--minutes", "-1"], "invalid amount value"),
+        (["--megabytes", "nan"], "argument --megabytes: invalid amount"),
+        (["--pack", "PACK"], "PACK is no folder to write to"),
+    ],
+)
 def test_a_command_line_that_cannot_be_is_one_line(machine, monkeypatch, capsys, tmp_path, words, says):
     machine("a")
     (tmp_path / "PACK").write_bytes(b"")
@@ -298,11 +320,19 @@ def test_a_command_line_that_cannot_be_is_one_line(machine, monkeypatch, capsys,
 @pytest.mark.pipeline
 def test_in_two_copies_of_the_project(tmp_path):
     """Train, measure, tell DVC, pack; unpack in the other copy, where nothing is left to do."""
+
     def call(home, *args):
-        done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=home, env=envs[home], capture_output=True,
-                              encoding="utf-8", errors="replace")
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, args)],
+            cwd=home,
+            env=envs[home],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
     envs = {home: copy_of_the_project(home) for home in (tmp_path / "a", tmp_path / "b")}
     call(tmp_path / "a", "dvc", "config", "core.no_scm", "true")
     fleet_ = ("lib.fleet", "--runs", "reference", "softmax")
@@ -365,10 +395,20 @@ def entry(name, kind=tarfile.REGTYPE, link=""):
     return e
 
 
-@pytest.mark.parametrize("evil", [
-    entry("../out"), entry("/etc/out"), entry("lib/train.py"), entry("artifacts/../lib/train.py"), entry("artifacts"),
-    entry("artifacts/x", tarfile.SYMTYPE, "/etc/passwd"), entry("artifacts/x", tarfile.LNKTYPE, "lib/train.py"),
-    entry("artifacts/x", tarfile.CHRTYPE)], ids=lambda e: f"{e.name}-{e.type.decode()}")
+@pytest.mark.parametrize(
+    "evil",
+    [
+        entry("../out"),
+        entry("/etc/out"),
+        entry("lib/train.py"),
+        entry("artifacts/../lib/train.py"),
+        entry("artifacts"),
+        entry("artifacts/x", tarfile.SYMTYPE, "/etc/passwd"),
+        entry("artifacts/x", tarfile.LNKTYPE, "lib/train.py"),
+        entry("artifacts/x", tarfile.CHRTYPE),
+    ],
+    ids=lambda e: f"{e.name}-{e.type.decode()}",
+)
 def test_a_pack_writes_nowhere_else(evil, tmp_path):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:

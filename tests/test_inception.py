@@ -1,4 +1,5 @@
 """Inception as clean-fid runs it, offline: a small TorchScript network of the same interface stands in for the file."""
+
 import hashlib
 import io
 import re
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import data, evaluate, inception, metrics, params, sources, train
+from lib import data, evaluate, params, sources, train
+from lib.measures import inception, metrics
 
 
 class Scripted(nn.Module):
@@ -59,6 +61,7 @@ def images(n=7, channels=3, size=32, seed=0):
 def test_features_are_clean_fids_own(folder, mode, monkeypatch):
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
+
     monkeypatch.setattr(inception, "BATCH", 3)
     x, resize = images(), build_resizer(mode)
     resized = np.stack([resize(i) for i in x.permute(0, 2, 3, 1).numpy()]).transpose(0, 3, 1, 2)
@@ -101,6 +104,7 @@ def test_the_file_is_downloaded_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_missing_or_damaged_file_says_what_to_do(folder, monkeypatch):
     def offline(url, timeout):
         raise urllib.error.URLError("no\n route")
+
     monkeypatch.setattr("urllib.request.urlopen", offline)
     (folder / inception.FILE).write_bytes(b"torn")
     with pytest.raises(data.DataError, match="damaged or another file.*remove it, and it is fetched again, or put the file"):
@@ -114,13 +118,14 @@ def test_a_missing_or_damaged_file_says_what_to_do(folder, monkeypatch):
 
 # ------------------------------------------------------------------------------------------- FID and KID of features
 def test_fid_of_few_images_is_clean_fids_where_both_work():
-    from lib import vision  # noqa: F401
+    from lib import vision  # noqa: F401  # isort: skip  (clean-fid imports torchvision: see lib/vision.py)
     from cleanfid.fid import fid_from_feats
+
     g = np.random.default_rng(0)
     a, b = g.normal(size=(60, 30)), g.normal(size=(200, 30)) + 0.3
     real = metrics.Moments(*metrics.moments(b))
     assert metrics.fid(a, real) == pytest.approx(fid_from_feats(a, b), rel=1e-6), "more images than dimensions"
-    few = metrics.fid(a[:20], real)                     # as many as dimensions or fewer
+    few = metrics.fid(a[:20], real)  # as many as dimensions or fewer
     assert few == pytest.approx(fid_from_feats(a[:20], b), rel=1e-3) and few > metrics.fid(a, real)
     wide = np.concatenate([a, 1e-9 * g.normal(size=(60, 40))], 1), np.concatenate([b, 1e-9 * g.normal(size=(200, 40))], 1)
     assert metrics.fid(wide[0], metrics.Moments(*metrics.moments(wide[1]))) == pytest.approx(metrics.fid(a, real), rel=1e-6)
@@ -164,16 +169,18 @@ def measured(tmp_path_factory):
         yield home, found
 
 
-SECTIONS = {"jempp-m10": {"buffer": 100, "confident": 10, "matched": 10, "start": 100, "fresh": 100},
-            "at": {"samples": 40, "start": 40}}
+SECTIONS = {
+    "jempp-m10": {"buffer": 100, "confident": 10, "matched": 10, "start": 100, "fresh": 100},
+    "at": {"samples": 40, "start": 40},
+}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_protocol_has_its_inception_numbers(measured, name):
     without, with_ = measured[1][name]
     for section, n in SECTIONS[name].items():
-        some = section in ("confident", "matched")           # a tenth of each class that is predicted, rounded, at least one;
-        if some and section not in with_["mean"]:               # fewer than ten in all are not measured
+        some = section in ("confident", "matched")  # a tenth of each class that is predicted, rounded, at least one;
+        if some and section not in with_["mean"]:  # fewer than ten in all are not measured
             continue
         found = with_["mean"][section]
         assert 10 <= found["images"] < 20 if some else found["images"] == n
@@ -190,6 +197,7 @@ def test_without_inception_nothing_else_changes(measured, name):
         if isinstance(d, dict):
             return {k: stripped(v) for k, v in d.items() if k not in ("inception", "fresh", "seconds_per_image")}
         return [stripped(v) for v in d] if isinstance(d, list) else d
+
     without, with_ = measured[1][name]
     assert "inception" not in str(without) and stripped(with_) == stripped(without)
 
@@ -209,8 +217,10 @@ def test_moments_of_the_data_are_made_once_and_kept(measured, monkeypatch):
     assert len(again.some) == min(evaluate.SOME, len(both))
 
 
-@pytest.mark.parametrize("modes, message", [
-    (["cleen"], "['cleen']; expected a list of some of clean, legacy_tensorflow"), ("clean", "'clean'; expected a list")])
+@pytest.mark.parametrize(
+    "modes, message",
+    [(["cleen"], "['cleen']; expected a list of some of clean, legacy_tensorflow"), ("clean", "'clean'; expected a list")],
+)
 def test_a_mode_that_is_none(modes, message):
     with pytest.raises(params.ConfigError, match=re.escape(f"scales.smoke.inception: {message}")) as e:
         params.inception("smoke", {"scales": {"smoke": {"inception": modes}}})
@@ -219,4 +229,8 @@ def test_a_mode_that_is_none(modes, message):
 
 def test_which_profiles_ask_for_it():
     assert {p: params.inception(p) for p in params.PROFILES} == {
-        "smoke": (), "quick": (), "gpu": (), "paper": ("clean", "legacy_tensorflow")}
+        "smoke": (),
+        "quick": (),
+        "gpu": (),
+        "paper": ("clean", "legacy_tensorflow"),
+    }

@@ -1,4 +1,5 @@
 """Other people's machines: their locales, folders, cores and clones, each a fresh process in a copy of the project."""
+
 import os
 import re
 import shutil
@@ -12,7 +13,8 @@ import torch
 import yaml
 from conftest import copy_of_the_project
 
-from lib import ROOT, bench, environment
+from lib import ROOT, environment
+from lib.bench import speed as bench
 
 # prepare data, train, measure and run a notebook: what a user does, in one process
 EVERYTHING = """
@@ -29,8 +31,11 @@ run(applications, "softmax", "ood")
 print(book.run_notebook("01_energies_in_2d", "smoke"))
 print("all of it, with rho: \\u03c1")
 """
-PLAIN = {k: v for k, v in os.environ.items()
-         if not k.startswith(("LC_", "LANG", "PYTHON", "XDG_", "EBM_", "JUPYTER", "IPYTHON", "MPL"))}
+PLAIN = {
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith(("LC_", "LANG", "PYTHON", "XDG_", "EBM_", "JUPYTER", "IPYTHON", "MPL"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,16 @@ def cp1252(tmp_path_factory):
 
 
 def call(home, *words, env, **kwargs):
-    return subprocess.run([sys.executable, *map(str, words)], cwd=home, env={**env, "PYTHONPATH": str(home)}, capture_output=True,
-                          encoding="utf-8", errors="replace", timeout=900, **kwargs)
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=home,
+        env={**env, "PYTHONPATH": str(home)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=900,
+        **kwargs,
+    )
 
 
 def without_git(tmp_path):
@@ -110,10 +123,16 @@ def read_only(home):
         for path in (home, *home.rglob("*")):
             path.chmod(path.stat().st_mode & ~0o222)
         return []
-    if not shutil.which("unshare"):                             # root writes anywhere: mount it read-only, out of sight
+    if not shutil.which("unshare"):  # root writes anywhere: mount it read-only, out of sight
         return None
-    prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"',
-              str(home)]
+    prefix = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"',
+        str(home),
+    ]
     probe = subprocess.run([*prefix, "touch", "x"], capture_output=True)
     return prefix if b"ead-only" in probe.stderr else None
 
@@ -126,8 +145,9 @@ def test_a_read_only_checkout_ends_at_once_in_one_line(tmp_path):
     if prefix is None:
         pytest.skip("root without mount namespaces writes anywhere")
     for words in (("lib.pipeline",), ("lib.sources",), ("lib.train", "softmax"), ("lib.environment",)):
-        done = subprocess.run([*prefix, sys.executable, "-m", *words], cwd=home, env=env, capture_output=True, encoding="utf-8",
-                              timeout=120)
+        done = subprocess.run(
+            [*prefix, sys.executable, "-m", *words], cwd=home, env=env, capture_output=True, encoding="utf-8", timeout=120
+        )
         assert done.returncode == 1 and done.stderr.startswith("error: "), (words, done.stderr[-2000:])
         assert len(done.stderr.splitlines()) == 1 and str(home) in done.stderr and "writ" in done.stderr, done.stderr
 
@@ -137,13 +157,18 @@ def test_another_clones_lib_is_refused_in_one_line(tmp_path):
     a, b = tmp_path / "A", tmp_path / "B"
     env = copy_of_the_project(b)
     a.mkdir()
-    for name in ("lib", "params.yaml"):                             # of A, what B's Python would import and read
+    for name in ("lib", "params.yaml"):  # of A, what B's Python would import and read
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, a / name)
     env = env | {"PYTHONPATH": str(a), "PYTHONDONTWRITEBYTECODE": "1"}
     before = sorted(a.rglob("*"))
-    for folder, code in ((b / "notebooks", "from lib.book import Book; Book('01_energies_in_2d')"),
-                         (b, "import runpy, sys; sys.argv = ['x', 'softmax']; sys.path.remove('');"
-                             "runpy.run_module('lib.train', run_name='__main__')")):
+    for folder, code in (
+        (b / "notebooks", "from lib.book import Book; Book('01_energies_in_2d')"),
+        (
+            b,
+            "import runpy, sys; sys.argv = ['x', 'softmax']; sys.path.remove('');"
+            "runpy.run_module('lib.train', run_name='__main__')",
+        ),
+    ):
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, encoding="utf-8")
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 1 and f"this is the project in {b}, but lib is imported from {a}" in last, done.stderr
@@ -153,7 +178,9 @@ def test_another_clones_lib_is_refused_in_one_line(tmp_path):
 def test_one_core_of_many_is_measured_with_one_process(monkeypatch):
     monkeypatch.setattr(bench.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(bench.pipeline, "cores", lambda: 1)
-    monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="images per second: 8.00", stderr=""))
+    monkeypatch.setattr(
+        bench.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="images per second: 8.00", stderr="")
+    )
     assert bench.processes(torch.device("cpu")) == {"1": 8.0}
 
 
@@ -171,8 +198,13 @@ def test_an_empty_lib_where_somebody_works_does_not_stand_before_the_package(tmp
         pytest.skip("an environment of another making: pip install --config-settings editable_mode=compat --no-deps -e .")
     (tmp_path / "lib").mkdir()
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", "import lib.params; print(lib.__file__)"], cwd=tmp_path, env=env,
-                          capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "import lib.params; print(lib.__file__)"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0 and done.stdout.strip().endswith("__init__.py"), done.stderr
 
 
@@ -182,6 +214,8 @@ def test_a_checkout_of_windows_has_the_same_bytes(tmp_path):
         pytest.skip("an archive, or no git: nothing to check out")
     clone = tmp_path / "clone"
     subprocess.run(["git", "-c", "core.autocrlf=true", "clone", "-q", ROOT, clone], check=True)
-    tracked = subprocess.run(["git", "ls-files"], cwd=clone, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=clone, capture_output=True, encoding="utf-8", check=True
+    ).stdout.splitlines()
     text = [f for f in tracked if Path(f).suffix not in (".png", ".gif", ".npz")]
     assert len(text) > 100 and not [f for f in text if b"\r\n" in (clone / f).read_bytes()]

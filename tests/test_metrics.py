@@ -1,9 +1,10 @@
 """Metrics against known values and another library."""
+
 import numpy as np
 import pytest
 import torch
 
-from lib import metrics
+from lib.measures import metrics
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -26,7 +27,7 @@ def test_moments_and_their_lower_limit():
 def test_frechet_interval_covers_the_known_distance():
     g = np.random.default_rng(0)
     real = (np.zeros(4), np.eye(4))
-    truth, hits = 1.0, 0                                   # |mu|^2 = 1, equal covariances
+    truth, hits = 1.0, 0  # |mu|^2 = 1, equal covariances
     for _ in range(20):
         f = g.normal(size=(300, 4)) + np.array([1.0, 0, 0, 0])
         value = metrics.frechet(metrics.moments(f), real)
@@ -38,16 +39,16 @@ def test_frechet_interval_covers_the_known_distance():
 
 def test_inception_score_of_known_predictions():
     certain = np.eye(10)[np.arange(100) % 10]
-    assert metrics.inception_score(certain, 10)[0] == pytest.approx(10, rel=1e-6)      # sharp and even: C
-    assert metrics.inception_score(np.full((100, 10), 0.1))[0] == pytest.approx(1)     # says nothing: 1
-    assert metrics.inception_score(np.eye(10)[np.zeros(100, int)])[0] == pytest.approx(1)   # one class only: 1
+    assert metrics.inception_score(certain, 10)[0] == pytest.approx(10, rel=1e-6)  # sharp and even: C
+    assert metrics.inception_score(np.full((100, 10), 0.1))[0] == pytest.approx(1)  # says nothing: 1
+    assert metrics.inception_score(np.eye(10)[np.zeros(100, int)])[0] == pytest.approx(1)  # one class only: 1
     with pytest.raises(ValueError, match="3 images for 10 splits"):
         metrics.inception_score(certain[:3])
 
 
 def test_most_confident_share_is_taken_in_each_class():
     confidence = np.linspace(0, 1, 100)
-    predicted = np.repeat([0, 1], 50)                      # class 0 is the less confident half
+    predicted = np.repeat([0, 1], 50)  # class 0 is the less confident half
     kept = metrics.most_confident(confidence, predicted, 0.1)
     assert kept.tolist() == [45, 46, 47, 48, 49, 95, 96, 97, 98, 99]
     assert len(metrics.most_confident(confidence, predicted, 1.0)) == 100

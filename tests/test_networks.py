@@ -1,9 +1,10 @@
 """The networks' shapes, and what the papers say of them."""
+
 import pytest
 import torch
 from torch import nn
 
-from lib.networks import MLP, WideResNet, batch_statistics, parameter_count
+from lib.parts.networks import MLP, WideResNet, batch_statistics, parameter_count
 
 
 def test_wrn_28_10_has_the_published_size():

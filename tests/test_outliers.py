@@ -1,15 +1,16 @@
 """Images of another kind: what they are made of, and that they are what their names say."""
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib import outliers
+from lib.data import outliers
 
 
 def test_interpolated_images_are_means_of_two_others(rng):
     x = torch.zeros(8, 1, 1, 8, dtype=torch.uint8)
-    x[range(8), 0, 0, range(8)] = 101                               # image i is bright at pixel i alone
+    x[range(8), 0, 0, range(8)] = 101  # image i is bright at pixel i alone
     y = outliers.interpolated(x, rng)
     assert y.shape == x.shape and y.dtype == torch.uint8
     assert ((y == 50).flatten(1).sum(1) == 2).all(), "two parents, never one twice; 50.5 is rounded to even"
@@ -36,6 +37,7 @@ def test_dead_leaves_are_flat_discs_of_many_colours(rng):
 
 class Counted(TorchDispatchMode):
     """Counts torch's operations."""
+
     count = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
@@ -53,16 +55,16 @@ def test_dead_leaves_are_drawn_together(rng):
 
 
 def test_one_large_leaf_is_a_disc(rng):
-    x = outliers.dead_leaves(400, (1, 64, 64), rng, leaves=1, smallest=0.1249, largest=0.125)      # radius 8
+    x = outliers.dead_leaves(400, (1, 64, 64), rng, leaves=1, smallest=0.1249, largest=0.125)  # radius 8
     sizes = [min((i == c).sum().item() for c in i.unique()) for i in x if len(i.unique()) == 2]
     assert max(sizes) == pytest.approx(np.pi * 64, rel=0.06) and sum(s > 180 for s in sizes) > 100
 
 
 def test_leaf_radii_follow_the_power_law(rng):
-    x = outliers.dead_leaves(4000, (1, 64, 64), rng, leaves=1, smallest=1 / 32, largest=1 / 4)     # radii 2 to 16
+    x = outliers.dead_leaves(4000, (1, 64, 64), rng, leaves=1, smallest=1 / 32, largest=1 / 4)  # radii 2 to 16
     area = torch.stack([(i != i[0, 0, 0]).sum() for i in x]).double()
     inner = area[(area > 0) & (area < 2000)]
-    share = (inner > np.pi * 16).double().mean().item()              # P(r > 4) = (4^-2 - 16^-2) / (2^-2 - 16^-2)
+    share = (inner > np.pi * 16).double().mean().item()  # P(r > 4) = (4^-2 - 16^-2) / (2^-2 - 16^-2)
     assert share == pytest.approx((1 / 16 - 1 / 256) / (1 / 4 - 1 / 256), abs=0.05)
 
 

@@ -2,6 +2,7 @@
 
 Asked for by `make dry-run`: five minutes on two cores.
 """
+
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ import yaml
 
 from lib import ROOT, book, cards, data, papers, params
 
-SKIP = shutil.ignore_patterns(".git", ".venv", ".dvc", "artifacts", "scratch", "results", "raw", "__pycache__",
-                              "*.egg-info", ".pytest_cache")
+SKIP = shutil.ignore_patterns(
+    ".git", ".venv", ".dvc", "artifacts", "scratch", "results", "raw", "__pycache__", "*.egg-info", ".pytest_cache"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,16 @@ def start(tmp_path_factory):
     env["EBM_PROFILE"] = "paper"
 
     def begin(*words):
-        return subprocess.Popen([sys.executable, "tests/paper_dry_run.py", *words], cwd=home, env=env, encoding="utf-8",
-                                errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "tests/paper_dry_run.py", *words],
+            cwd=home,
+            env=env,
+            encoding="utf-8",
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
     begin.home = home
     return begin
 
@@ -47,7 +57,7 @@ def trained(start):
     """The copy, after every run was trained, measured and applied."""
     finish(start("files"))
     names = [n for n in params.runs() if not n.startswith("reference")]
-    cut = 2 * len(names) // 3                           # the published networks take as long as a third of the others
+    cut = 2 * len(names) // 3  # the published networks take as long as a third of the others
     finish(start("small", *names[:cut]), start("published", "small", *names[cut:]))
     return start.home
 
@@ -69,7 +79,7 @@ def test_every_run_is_trained_and_measured(trained, run):
         assert [s["iteration"] for s in found["seeds"][0]["snapshots"]] == [1, 2]
 
 
-MILLIONS = {"softmax": 36.5, "jem": 36.5, "jempp-m10": 36.5, "sada-k10": 36.5, "at": 23.5, "at-faces": 20.85}   # weights
+MILLIONS = {"softmax": 36.5, "jem": 36.5, "jempp-m10": 36.5, "sada-k10": 36.5, "at": 23.5, "at-faces": 20.85}  # weights
 
 
 @pytest.mark.paper

@@ -1,23 +1,94 @@
 """The register is complete, well formed, and says what the papers print."""
+
 import pytest
 
 from lib.papers import ARTEFACTS, PAPERS, PUBLISHED, published
 
 IDS = {
-    "JEM++": """jempp-table1 jempp-fig1 jempp-fig2 jempp-table2 jempp-table3 jempp-fig3 jempp-fig4 jempp-fig5
-        jempp-table4 jempp-table5 jempp-fig6 jempp-supp-table1 jempp-supp-fig1 jempp-supp-fig2 jempp-supp-fig3
-        jempp-supp-fig4 jempp-supp-fig5 jempp-supp-table2 jempp-supp-table3 jempp-supp-fig6
-        jempp-supp-fig7-16""".split(),
-    "SADA-JEM": """sada-fig1 sada-fig7 sada-table1 sada-table2 sada-fig2 sada-fig3 sada-fig4 sada-table3
-        sada-table4 sada-table8 sada-fig5 sada-table5 sada-table6 sada-table7 sada-fig6
-        sada-fig8-17""".split(),
-    "AT-EBM": """at-fig1 at-table1 at-fig2 at-fig3 at-fig4 at-fig5 at-sec5.3 at-table2 at-table3 at-fig6
-        at-fig7 at-table4 at-supp-denoise at-supp-inpaint at-supp-compose at-supp-interpolate
-        at-supp-neighbours at-supp-efficiency""".split(),
+    "JEM++": [
+        "jempp-table1",
+        "jempp-fig1",
+        "jempp-fig2",
+        "jempp-table2",
+        "jempp-table3",
+        "jempp-fig3",
+        "jempp-fig4",
+        "jempp-fig5",
+        "jempp-table4",
+        "jempp-table5",
+        "jempp-fig6",
+        "jempp-supp-table1",
+        "jempp-supp-fig1",
+        "jempp-supp-fig2",
+        "jempp-supp-fig3",
+        "jempp-supp-fig4",
+        "jempp-supp-fig5",
+        "jempp-supp-table2",
+        "jempp-supp-table3",
+        "jempp-supp-fig6",
+        "jempp-supp-fig7-16",
+    ],
+    "SADA-JEM": [
+        "sada-fig1",
+        "sada-fig7",
+        "sada-table1",
+        "sada-table2",
+        "sada-fig2",
+        "sada-fig3",
+        "sada-fig4",
+        "sada-table3",
+        "sada-table4",
+        "sada-table8",
+        "sada-fig5",
+        "sada-table5",
+        "sada-table6",
+        "sada-table7",
+        "sada-fig6",
+        "sada-fig8-17",
+    ],
+    "AT-EBM": [
+        "at-fig1",
+        "at-table1",
+        "at-fig2",
+        "at-fig3",
+        "at-fig4",
+        "at-fig5",
+        "at-sec5.3",
+        "at-table2",
+        "at-table3",
+        "at-fig6",
+        "at-fig7",
+        "at-table4",
+        "at-supp-denoise",
+        "at-supp-inpaint",
+        "at-supp-compose",
+        "at-supp-interpolate",
+        "at-supp-neighbours",
+        "at-supp-efficiency",
+    ],
 }
-WITH_NUMBERS = """jempp-table1 jempp-table2 jempp-table3 jempp-table4 jempp-table5 jempp-supp-table1
-    jempp-supp-table2 jempp-supp-fig4 jempp-supp-fig5 sada-table1 sada-table2 sada-table3 sada-table5
-    sada-table6 sada-table7 sada-fig4 at-table1 at-table2 at-table3 at-table4""".split()
+WITH_NUMBERS = [
+    "jempp-table1",
+    "jempp-table2",
+    "jempp-table3",
+    "jempp-table4",
+    "jempp-table5",
+    "jempp-supp-table1",
+    "jempp-supp-table2",
+    "jempp-supp-fig4",
+    "jempp-supp-fig5",
+    "sada-table1",
+    "sada-table2",
+    "sada-table3",
+    "sada-table5",
+    "sada-table6",
+    "sada-table7",
+    "sada-fig4",
+    "at-table1",
+    "at-table2",
+    "at-table3",
+    "at-table4",
+]
 HISTOGRAMS = {"jempp-supp-table3", "sada-table4", "sada-table8"}  # tables of pictures
 
 
@@ -132,27 +203,48 @@ def test_papers_agree_within_themselves_on_the_same_model():
 
 OOD_SETS = ["SVHN", "CIFAR10 Interp", "CIFAR100", "CelebA"]
 SAME = [  # two tables on the same data, (row here, row there), (column here, column there)
-    ("jempp-table2", "sada-table1",
-     [("IGEBM", "IGEBM (K=60)"), ("VERA (α=100)", "VERA"), ("WRN w/ BN", "Softmax"), ("SNGAN", "SNGAN")]
-     + [(m, m) for m in ("JEM (K=20)", "JEM++ (M=5)", "JEM++ (M=10)", "JEM++ (M=20)")],
-     [("Acc %", "Acc %"), ("IS", "IS"), ("FID", "FID")]),
-    ("jempp-table3", "sada-table2",
-     [("Softmax (w/ BN)", "Softmax"), ("VERA", "VERA (α=100)")]
-     + [(m, m) for m in ("JEM (K=20)", "JEM++ (M=5)", "JEM++ (M=10)")],
-     [("CIFAR-100 acc %", "Acc %")]),
-    ("jempp-supp-table2", "sada-table3",
-     [((m, s), (m, s)) for m in ("IGEBM", "JEM (K=20)", "JEM++ (M=20)") for s in ("log p(x)", "max p(y|x)")]
-     + [(("WideResNet", "max p(y|x)"),) * 2],
-     [(c, c) for c in OOD_SETS]),
-    ("jempp-table2", "at-table2",
-     [("JEM (K=20)", "JEM"), ("VERA (α=1)", "VERA"), ("IGEBM", "IGEBM (Ensemble)"), ("SNGAN", "SNGAN"),
-      ("NCSN", "NCSN")],
-     [("IS", "IS"), ("FID", "FID")]),
-    ("sada-table1", "at-table2",
-     [("JEM (K=20)", "JEM"), ("VERA", "VERA"), ("IGEBM (K=60)", "IGEBM (Ensemble)"), ("SNGAN", "SNGAN"),
-      ("CF-EBM (K=50)", "CF-EBM"), ("ImCD (K=40)", "ImprovedCD"), ("DiffuRecov (K=30)", "Diffusion Recovery"),
-      ("VAEBM (K=6)", "VAEBM")],
-     [("IS", "IS"), ("FID", "FID")]),
+    (
+        "jempp-table2",
+        "sada-table1",
+        [("IGEBM", "IGEBM (K=60)"), ("VERA (α=100)", "VERA"), ("WRN w/ BN", "Softmax"), ("SNGAN", "SNGAN")]
+        + [(m, m) for m in ("JEM (K=20)", "JEM++ (M=5)", "JEM++ (M=10)", "JEM++ (M=20)")],
+        [("Acc %", "Acc %"), ("IS", "IS"), ("FID", "FID")],
+    ),
+    (
+        "jempp-table3",
+        "sada-table2",
+        [("Softmax (w/ BN)", "Softmax"), ("VERA", "VERA (α=100)")]
+        + [(m, m) for m in ("JEM (K=20)", "JEM++ (M=5)", "JEM++ (M=10)")],
+        [("CIFAR-100 acc %", "Acc %")],
+    ),
+    (
+        "jempp-supp-table2",
+        "sada-table3",
+        [((m, s), (m, s)) for m in ("IGEBM", "JEM (K=20)", "JEM++ (M=20)") for s in ("log p(x)", "max p(y|x)")]
+        + [(("WideResNet", "max p(y|x)"),) * 2],
+        [(c, c) for c in OOD_SETS],
+    ),
+    (
+        "jempp-table2",
+        "at-table2",
+        [("JEM (K=20)", "JEM"), ("VERA (α=1)", "VERA"), ("IGEBM", "IGEBM (Ensemble)"), ("SNGAN", "SNGAN"), ("NCSN", "NCSN")],
+        [("IS", "IS"), ("FID", "FID")],
+    ),
+    (
+        "sada-table1",
+        "at-table2",
+        [
+            ("JEM (K=20)", "JEM"),
+            ("VERA", "VERA"),
+            ("IGEBM (K=60)", "IGEBM (Ensemble)"),
+            ("SNGAN", "SNGAN"),
+            ("CF-EBM (K=50)", "CF-EBM"),
+            ("ImCD (K=40)", "ImprovedCD"),
+            ("DiffuRecov (K=30)", "Diffusion Recovery"),
+            ("VAEBM (K=6)", "VAEBM"),
+        ],
+        [("IS", "IS"), ("FID", "FID")],
+    ),
     ("jempp-supp-fig4", "sada-fig4", [("JEM", "JEM (K=20)")], [("ECE %", "ECE %")]),
 ]
 DIFFER = {  # (table, table, row in the first, column in the first): (first's number, second's number)

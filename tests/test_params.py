@@ -1,4 +1,5 @@
 """params.yaml and its guard: every mistake ends in one clear line."""
+
 import copy
 import warnings
 
@@ -29,23 +30,26 @@ def test_the_papers_own_values():
     assert params.data("paper", "third").name == "cifar100"
 
 
-@pytest.mark.parametrize("break_it, says", [
-    (lambda t: t["runs"]["jem"]["update"].update(lrr=1), "runs.jem.update.lrr: unknown key (did you mean 'lr'?)"),
-    (lambda t: t["runs"]["jem"].update(sise="jem"), "runs.jem.sise: unknown key (did you mean 'size'?)"),
-    (lambda t: t["runs"]["jem"]["step"].update(alpha="much"), "runs.jem.step.alpha"),
-    (lambda t: t["runs"]["jem"]["step"].update(K=2.5), "runs.jem.step.K"),
-    (lambda t: t["runs"]["jem"]["step"].pop("K"), "needs ['K']"),
-    (lambda t: t["runs"]["jem"]["step"].update(M=3), "takes no ['M']"),
-    (lambda t: t["runs"]["jem"]["start"].update(reinit=1.5), "runs.jem.start.reinit"),
-    (lambda t: t["runs"]["jem"].pop("start"), "needs both a start and a step"),
-    (lambda t: t["runs"]["jem"].update(size="jam"), "no 'jam' (did you mean 'jem'?)"),
-    (lambda t: t["runs"]["softmax"]["loss"].update(generate=1.0), "needs samples"),
-    (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "exactly one of iterations and epochs"),
-    (lambda t: t["runs"]["jem"].update(update="fast"), "runs.jem"),
-    (lambda t: t["runs"]["jem"].update(adversary={"radius": 8, "steps": 7}), "adversary is for classifiers"),
-])
+@pytest.mark.parametrize(
+    "break_it, says",
+    [
+        (lambda t: t["runs"]["jem"]["update"].update(lrr=1), "runs.jem.update.lrr: unknown key (did you mean 'lr'?)"),
+        (lambda t: t["runs"]["jem"].update(sise="jem"), "runs.jem.sise: unknown key (did you mean 'size'?)"),
+        (lambda t: t["runs"]["jem"]["step"].update(alpha="much"), "runs.jem.step.alpha"),
+        (lambda t: t["runs"]["jem"]["step"].update(K=2.5), "runs.jem.step.K"),
+        (lambda t: t["runs"]["jem"]["step"].pop("K"), "needs ['K']"),
+        (lambda t: t["runs"]["jem"]["step"].update(M=3), "takes no ['M']"),
+        (lambda t: t["runs"]["jem"]["start"].update(reinit=1.5), "runs.jem.start.reinit"),
+        (lambda t: t["runs"]["jem"].pop("start"), "needs both a start and a step"),
+        (lambda t: t["runs"]["jem"].update(size="jam"), "no 'jam' (did you mean 'jem'?)"),
+        (lambda t: t["runs"]["softmax"]["loss"].update(generate=1.0), "needs samples"),
+        (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "exactly one of iterations and epochs"),
+        (lambda t: t["runs"]["jem"].update(update="fast"), "runs.jem"),
+        (lambda t: t["runs"]["jem"].update(adversary={"radius": 8, "steps": 7}), "adversary is for classifiers"),
+    ],
+)
 def test_mistakes_are_one_clear_line(tree, break_it, says):
-    for section in ("common", "jem"):                   # the scale would overrule what the test breaks
+    for section in ("common", "jem"):  # the scale would overrule what the test breaks
         for key in ("lr", "epochs"):
             tree["scales"]["quick"][section].get("update", {}).pop(key, None)
     break_it(tree)
@@ -54,22 +58,40 @@ def test_mistakes_are_one_clear_line(tree, break_it, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("run, section, change, says", [
-    ("at", ("step", "progress"), {"first": 99}, "progress.first: 99 is beyond K: 25; expected at most K"),
-    ("at-linear", ("step", "progress"), {"first": 2}, "first: 2 for kind linear, which begins at 0"),
-    ("at", ("update",), {"nesterov": True}, "nesterov for adam"),
-    ("softmax", ("update",), {"nesterov": True, "momentum": 0.0}, "nesterov for sgd with momentum 0"),
-    ("jempp-m5", ("start",), {"augment": {"kind": "crop_flip"}}, "start.augment of kind 'crop_flip' for start kind 'gaussians'"),
-    ("at", ("start",), {"augment": {"kind": "resized_crop", "scale": [0.9, 1.2]}}, "scale: [0.9, 1.2]; expected from and to"),
-    ("at", ("start",), {"augment": {"kind": "resized_crop", "ratio": [1.1, 0.9]}}, "ratio: [1.1, 0.9]; expected from and to"),
-    ("at", ("start",), {"augment": {"kind": "crop_flip", "fill": [300]}}, "runs.at.start.augment.fill"),
-    ("softmax", ("network",), {"normalise": "cifar10"}, "normalise: cifar10 with range symmetric"),
-    ("at", ("network",), {"normalise": "cifar"}, "runs.at.network.normalise"),
-    ("at", (), {"initail": "weights.pt"}, "runs.at.initail: unknown key (did you mean 'initial'?)"),
-])
+@pytest.mark.parametrize(
+    "run, section, change, says",
+    [
+        ("at", ("step", "progress"), {"first": 99}, "progress.first: 99 is beyond K: 25; expected at most K"),
+        ("at-linear", ("step", "progress"), {"first": 2}, "first: 2 for kind linear, which begins at 0"),
+        ("at", ("update",), {"nesterov": True}, "nesterov for adam"),
+        ("softmax", ("update",), {"nesterov": True, "momentum": 0.0}, "nesterov for sgd with momentum 0"),
+        (
+            "jempp-m5",
+            ("start",),
+            {"augment": {"kind": "crop_flip"}},
+            "start.augment of kind 'crop_flip' for start kind 'gaussians'",
+        ),
+        (
+            "at",
+            ("start",),
+            {"augment": {"kind": "resized_crop", "scale": [0.9, 1.2]}},
+            "scale: [0.9, 1.2]; expected from and to",
+        ),
+        (
+            "at",
+            ("start",),
+            {"augment": {"kind": "resized_crop", "ratio": [1.1, 0.9]}},
+            "ratio: [1.1, 0.9]; expected from and to",
+        ),
+        ("at", ("start",), {"augment": {"kind": "crop_flip", "fill": [300]}}, "runs.at.start.augment.fill"),
+        ("softmax", ("network",), {"normalise": "cifar10"}, "normalise: cifar10 with range symmetric"),
+        ("at", ("network",), {"normalise": "cifar"}, "runs.at.network.normalise"),
+        ("at", (), {"initail": "weights.pt"}, "runs.at.initail: unknown key (did you mean 'initial'?)"),
+    ],
+)
 def test_mistakes_in_what_at_ebm_has_are_one_clear_line(tree, run, section, change, says):
-    tree["scales"]["quick"]["common"]["network"].pop("normalise")       # it would overrule what the test breaks
-    place = tree["runs"][run] = copy.deepcopy(tree["runs"][run])        # YAML's anchors share sections
+    tree["scales"]["quick"]["common"]["network"].pop("normalise")  # it would overrule what the test breaks
+    place = tree["runs"][run] = copy.deepcopy(tree["runs"][run])  # YAML's anchors share sections
     for key in section:
         place = place[key]
     place.update(change)
@@ -80,12 +102,20 @@ def test_mistakes_in_what_at_ebm_has_are_one_clear_line(tree, run, section, chan
 
 def test_the_published_settings_of_at_ebm_stay_in_the_paper_profile():
     """Augmentation, constants to normalise by, Nesterov, a later first K: as AT-EBM's code has them, and nowhere else."""
-    black, mean = {"kind": "crop_flip", "pad": 4, "fill": (0, 0, 0)}, {"kind": "autoaugment", "fill": (125, 122, 113), "cutout": 16}
+    black, mean = (
+        {"kind": "crop_flip", "pad": 4, "fill": (0, 0, 0)},
+        {"kind": "autoaugment", "fill": (125, 122, 113), "cutout": 16},
+    )
     half = {"kind": "resized_crop", "share": 0.5, "scale": (0.8, 1.0), "ratio": (0.9, 1.1)}
     imagenet = {"kind": "resized_crop", "share": 1.0, "scale": (0.08, 1.0), "ratio": (0.75, 1.3333)}
-    wanted = {"at": (black, black, "cifar10"), "at-ood": (mean, mean, "cifar10"), "at-cats": (half, imagenet, "imagenet"),
-              "at-faces": (half | {"scale": (0.9, 1.0), "ratio": (0.95, 1.05)}, imagenet, "imagenet"),
-              "at-church": (half, imagenet, "imagenet"), "at-p0-noise": (black, black, "cifar10")}
+    wanted = {
+        "at": (black, black, "cifar10"),
+        "at-ood": (mean, mean, "cifar10"),
+        "at-cats": (half, imagenet, "imagenet"),
+        "at-faces": (half | {"scale": (0.9, 1.0), "ratio": (0.95, 1.05)}, imagenet, "imagenet"),
+        "at-church": (half, imagenet, "imagenet"),
+        "at-p0-noise": (black, black, "cifar10"),
+    }
     for name, (real, p0, constants) in wanted.items():
         run = params.run(name, "paper")
         assert run.augment.model_dump() | real == run.augment.model_dump() and run.augment.noise == 0, name
@@ -115,11 +145,17 @@ def test_missing_or_broken_file(tmp_path):
         params.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"", "holds nothing: expected the sections profile, scales and runs"), (b"# a comment\n", "holds nothing: expected"),
-    (b"[1, 2]", "holds list: expected the sections"), (b"quick", "holds str: expected"),
-    ("profile: ρ".encode("utf-16"), "is damaged .not UTF-8.: save it as UTF-8, or git checkout params.yaml"),
-    ("profile: ρ".encode("cp1253"), "is damaged .not UTF-8.: save it as UTF-8")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "holds nothing: expected the sections profile, scales and runs"),
+        (b"# a comment\n", "holds nothing: expected"),
+        (b"[1, 2]", "holds list: expected the sections"),
+        (b"quick", "holds str: expected"),
+        ("profile: ρ".encode("utf-16"), "is damaged .not UTF-8.: save it as UTF-8, or git checkout params.yaml"),
+        ("profile: ρ".encode("cp1253"), "is damaged .not UTF-8.: save it as UTF-8"),
+    ],
+)
 def test_a_file_that_is_none_is_one_line(tmp_path, content, says):
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(params.ConfigError, match=f"params.yaml {says}") as e:
@@ -129,7 +165,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content, says):
 
 def test_batch_norm_with_a_uniform_start_is_warned_of(tree):
     tree["runs"]["jem"]["network"]["norm"] = "batch"
-    params._WARNED.clear()                              # each text is shown once per process
+    params._WARNED.clear()  # each text is shown once per process
     with pytest.warns(UserWarning, match="batch norm with a uniform start"):
         params.run("jem", "quick", tree)
     with warnings.catch_warnings():
@@ -153,8 +189,19 @@ def test_a_size_switches_on_no_part_that_the_method_lacks():
             run = params.run(name, profile)
             assert (run.update.sam is not None) == (name in with_sam), (profile, name)
             assert (run.generation is not None) == name.startswith("at"), (profile, name)
-    small = {"profile": "quick", "scales": {"quick": {"common": {"update": {"iterations": 5, "sam": {"rho": 0.1}}}, "s": {}}},
-             "runs": {"a": {"title": "A", "size": "s", "data": "primary", "loss": {"generate": 0.0}, "update": {"optimizer": "sgd", "lr": 0.1}}}}
+    small = {
+        "profile": "quick",
+        "scales": {"quick": {"common": {"update": {"iterations": 5, "sam": {"rho": 0.1}}}, "s": {}}},
+        "runs": {
+            "a": {
+                "title": "A",
+                "size": "s",
+                "data": "primary",
+                "loss": {"generate": 0.0},
+                "update": {"optimizer": "sgd", "lr": 0.1},
+            }
+        },
+    }
     assert params.run("a", "quick", small).update.sam is None
     small["runs"]["a"]["update"]["sam"] = {"rho": 0.2}
     assert params.run("a", "quick", small).update.sam.rho == 0.1

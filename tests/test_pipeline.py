@@ -1,4 +1,5 @@
 """The smoke pipeline, end to end, every notebook through nbval, and trained models that travel by dvc push and pull."""
+
 import json
 import re
 import shutil
@@ -18,8 +19,14 @@ pytestmark = pytest.mark.pipeline
 
 def call(home, env, *module_and_args):
     """Output of python -m ... in a copy of the project, which imports that copy's lib."""
-    done = subprocess.run([sys.executable, "-m", *map(str, module_and_args)], cwd=home, env={**env, "PYTHONPATH": str(home)},
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, module_and_args)],
+        cwd=home,
+        env={**env, "PYTHONPATH": str(home)},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -36,15 +43,17 @@ def stale(pipeline):
 def test_every_run_was_trained_and_measured(pipeline):
     home = pipeline[0]
     for run in params.runs():
-        if params.data("smoke", params.run(run, "smoke").data) is None:         # a role of the paper profile only
-            assert "skipped" in json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8"))
+        if params.data("smoke", params.run(run, "smoke").data) is None:  # a role of the paper profile only
+            assert "skipped" in json.loads(
+                (home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8")
+            )
             continue
         folder = home / "artifacts" / "smoke" / run / "seed0"
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
             assert (folder / file).stat().st_size > 0
         measured = json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8"))
         m = measured["mean"]
-        if "samples" in m:                                                      # AT-EBM: generation only
+        if "samples" in m:  # AT-EBM: generation only
             assert m["samples"]["fd_clf"] > 0 and m["samples"]["images"] == 40 and m["seconds_per_image"] > 0
         else:
             assert 0 <= m["accuracy_low"] <= m["accuracy"] <= m["accuracy_high"] <= 1
@@ -54,8 +63,9 @@ def test_a_second_run_does_nothing_by_dvcs_own_word_too(pipeline):
     home, env, _ = pipeline
     out = dvc(pipeline, "repro", "--glob", *STAGES)
     assert "Running stage" not in out and "up to date" in out
-    again = subprocess.run([sys.executable, "-m", "lib.pipeline", *STAGES], cwd=home, env=env, capture_output=True,
-                           encoding="utf-8")
+    again = subprocess.run(
+        [sys.executable, "-m", "lib.pipeline", *STAGES], cwd=home, env=env, capture_output=True, encoding="utf-8"
+    )
     assert again.returncode == 0 and again.stdout == "Nothing changed: results are up to date.\n", again.stderr
 
 
@@ -66,7 +76,7 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
     path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"), encoding="utf-8")
     assert path.read_text(encoding="utf-8") != before
     try:
-        assert stale(pipeline) == ["notebook-00"]                       # the map shows all profiles' sizes
+        assert stale(pipeline) == ["notebook-00"]  # the map shows all profiles' sizes
     finally:
         path.write_text(before, encoding="utf-8")
 
@@ -108,9 +118,25 @@ def compared(pipeline):
     home, env, _ = pipeline
 
     def nbval(path):
-        return subprocess.run([sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=120", "-q", "-n", "0", "-p",
-                               "no:cacheprovider", f"notebooks/{path.name}"], cwd=home, env=env, capture_output=True,
-                              encoding="utf-8")
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "--nbval-lax",
+                "--nbval-cell-timeout=120",
+                "-q",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+                f"notebooks/{path.name}",
+            ],
+            cwd=home,
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+        )
 
     with ThreadPoolExecutor(jobs()) as pool:
         yield {path.stem: pool.submit(nbval, path) for path in NOTEBOOKS}

@@ -1,4 +1,5 @@
 """Pictures: what they show is in view, and their layout fits at every size."""
+
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from lib import plots
 @pytest.fixture(autouse=True)
 def styled():
     import matplotlib
+
     with matplotlib.rc_context():
         plots.style()
         yield
@@ -26,10 +28,10 @@ def test_the_threshold_of_growing_k_is_in_view_whatever_the_auc(auc, rows):
     fig = plots.growing_k(quality, training, threshold=0.8)
     canvas = FigureCanvasAgg(fig)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")                      # a layout that does not fit is a warning of matplotlib's
+        warnings.simplefilter("error")  # a layout that does not fit is a warning of matplotlib's
         canvas.draw()
     panel = fig.axes[3]
-    name, = panel.texts
+    (name,) = panel.texts
     inside, text = panel.get_window_extent(), name.get_window_extent(canvas.get_renderer())
     assert inside.y0 <= text.y0 and text.y1 <= inside.y1
     assert all(low < high for low, high in (ax.get_window_extent().intervaly for ax in fig.axes))

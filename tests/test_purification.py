@@ -1,11 +1,14 @@
 """The defence and its attacks on energies whose chains and gradients are known, and on small networks."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import attacks, data, networks, purification
-from lib.energy import Energy
+from lib import data
+from lib.measures import attacks, purification
+from lib.parts import networks
+from lib.parts.energy import Energy
 
 CHAIN = {"steps": 3, "alpha": 0.5, "noise": 0.05}
 ATTACKS = pytest.mark.parametrize("attack", [purification.bpda, purification.eot])
@@ -25,7 +28,7 @@ class Bowl:
 
 
 class Smooth:
-    """A small network and its energy in double precision, for finite differences (lib.energy computes in single)."""
+    """A small network and its energy in double precision, for finite differences (lib.parts.energy computes in single)."""
 
     def __init__(self, d=6):
         torch.manual_seed(0)
@@ -69,7 +72,7 @@ def seeded(seed=1):
 def test_a_bowl_s_chain_is_known(points):
     x, _ = points
     end = purification.purify(Bowl(), x, steps=4, alpha=0.5, noise=0)
-    assert torch.allclose(end, x * 0.8 ** 4) and not end.requires_grad
+    assert torch.allclose(end, x * 0.8**4) and not end.requires_grad
     assert purification.purify(Bowl(), x, steps=0, alpha=0.5, noise=1) is x
 
 
@@ -89,8 +92,9 @@ def test_logits_are_averaged_over_chains():
     """Without a slope a chain is pure noise: the logits scatter by noise |w| sqrt(steps / chains)."""
     E, x = Bowl(a=0), torch.zeros(4000, 6, dtype=torch.float64)
     for chains, steps in ((1, 4), (8, 1), (8, 4)):
-        said = purification.defended_logits(E, x, chains=chains, steps=steps, alpha=1, noise=0.1, generator=seeded(),
-                                            clip=None)
+        said = purification.defended_logits(
+            E, x, chains=chains, steps=steps, alpha=1, noise=0.1, generator=seeded(), clip=None
+        )
         assert said.shape == (4000, 3)
         assert torch.allclose(said.std(0), 0.1 * E.w.norm(dim=0) * (steps / chains) ** 0.5, rtol=0.04)
         assert said.mean(0).abs().max() < 0.02
@@ -99,7 +103,7 @@ def test_logits_are_averaged_over_chains():
 def test_an_image_s_chains_are_averaged_with_each_other(points):
     x, E = points[0], Bowl()
     said = purification.defended_logits(E, x, chains=4, steps=2, alpha=0.5, noise=0, chunk=5)
-    assert torch.allclose(said, E.logits(0.8 ** 2 * x))
+    assert torch.allclose(said, E.logits(0.8**2 * x))
     copies = purification.purify(E, x.repeat_interleave(4, 0), **CHAIN, generator=seeded())
     said = purification.defended_logits(E, x, chains=4, **CHAIN, generator=seeded())
     assert torch.allclose(said[3], E.logits(copies[12:16]).mean(0))
@@ -121,8 +125,12 @@ def test_without_steps_or_noise_there_is_one_answer(network, images):
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.1), ("l2", 0.6)])
 def test_one_chain_of_no_steps_is_plain_pgd(network, images, attack, norm, epsilon):
     climbed = attack(network, chains=1, steps=0, alpha=1, noise=1, generator=seeded())
-    ours, plain = (attacks.pgd(network.logits, *images, epsilon=epsilon, norm=norm, steps=5, restarts=2,
-                               generator=seeded(2), loss_gradient=g) for g in (climbed, None))
+    ours, plain = (
+        attacks.pgd(
+            network.logits, *images, epsilon=epsilon, norm=norm, steps=5, restarts=2, generator=seeded(2), loss_gradient=g
+        )
+        for g in (climbed, None)
+    )
     assert torch.equal(ours, plain) and not torch.equal(plain, images[0])
 
 
@@ -146,9 +154,10 @@ def test_bpda_sums_over_the_chains_of_one_loss(network, images):
 
 def test_through_a_bowl_s_chain_the_gradient_shrinks_by_the_chain_s_slope(points):
     """Each of K steps multiplies by 1 - alpha a, which BPDA leaves out."""
-    (loss, exact), (same, identity) = (attack(Bowl(), chains=2, **CHAIN, generator=seeded())(*points)
-                                       for attack in (purification.eot, purification.bpda))
-    assert torch.allclose(loss, same) and torch.allclose(exact, 0.8 ** 3 * identity)
+    (loss, exact), (same, identity) = (
+        attack(Bowl(), chains=2, **CHAIN, generator=seeded())(*points) for attack in (purification.eot, purification.bpda)
+    )
+    assert torch.allclose(loss, same) and torch.allclose(exact, 0.8**3 * identity)
 
 
 @pytest.mark.parametrize("chains", [1, 3])
@@ -157,6 +166,7 @@ def test_eot_agrees_with_finite_differences(points, chains, rng):
 
     def climbed(x):
         return purification.eot(E, chains=chains, **CHAIN, generator=seeded())(x, y)
+
     loss, g = climbed(x)
     for _ in range(5):
         v = torch.randn(x.shape, generator=rng, dtype=x.dtype)
@@ -172,7 +182,7 @@ def test_eot_walks_the_defence_s_chain(points, clip):
     (x, y), E = points, Smooth()
     loss, _ = purification.eot(E, chains=2, **CHAIN, clip=clip, generator=seeded())(x, y)
     said = purification.defended_logits(E, x, chains=2, **CHAIN, clip=clip, generator=seeded())
-    torch.testing.assert_close(loss, F.cross_entropy(said, y, reduction="none"), rtol=1e-12, atol=1e-12)    # order of sums
+    torch.testing.assert_close(loss, F.cross_entropy(said, y, reduction="none"), rtol=1e-12, atol=1e-12)  # order of sums
 
 
 def test_a_clipped_pixel_loses_its_gradient(points):
@@ -183,8 +193,10 @@ def test_a_clipped_pixel_loses_its_gradient(points):
 
 @ATTACKS
 def test_without_noise_more_chains_change_nothing(points, attack):
-    one, many, parts = (attack(Smooth(), chains=c, steps=3, alpha=0.5, noise=0, chunk=chunk)(*points)
-                        for c, chunk in ((1, 500), (4, 500), (4, 1)))
+    one, many, parts = (
+        attack(Smooth(), chains=c, steps=3, alpha=0.5, noise=0, chunk=chunk)(*points)
+        for c, chunk in ((1, 500), (4, 500), (4, 1))
+    )
     for a, b, c in zip(one, many, parts):
         assert torch.allclose(a, b) and torch.allclose(a, c)
 
@@ -210,13 +222,14 @@ def bytes_and_labels(network, rng):
 
 def accuracy(network, x, y, epsilons, **changed):
     few = {"attack_chains": 2, "defend_chains": 4, "attack_steps": 4, **CHAIN, **changed}
-    return purification.purified_accuracy(network, x, y, epsilons, changed.pop("norm", "linf"),
-                                          **{k: v for k, v in few.items() if k != "norm"})
+    return purification.purified_accuracy(
+        network, x, y, epsilons, changed.pop("norm", "linf"), **{k: v for k, v in few.items() if k != "norm"}
+    )
 
 
 @pytest.mark.parametrize("attack", purification.ATTACKS)
 def test_without_steps_the_defended_model_is_the_bare_one(network, bytes_and_labels, attack):
-    network.model.train()                                               # put in eval mode
+    network.model.train()  # put in eval mode
     for norm, epsilons in (("linf", [0, 0.02, 0.04]), ("l2", [0, 0.1, 0.2])):
         ours = accuracy(network, *bytes_and_labels, epsilons, attack=attack, norm=norm, steps=0, batch=20, seed=3)
         bare = attacks.robust_accuracy(network.model, *bytes_and_labels, epsilons, norm, 4, "ours", batch=20, seed=3)
@@ -234,17 +247,25 @@ def test_attacker_and_defence_draw_different_noise(network, bytes_and_labels, mo
     drawn, real = [], purification.purify
 
     def spy(E, x, **chain):
-        drawn.append(chain["generator"].initial_seed() & 0xffffffff)    # all that mt19937 uses of a seed
+        drawn.append(chain["generator"].initial_seed() & 0xFFFFFFFF)  # all that mt19937 uses of a seed
         return real(E, x, **chain)
+
     monkeypatch.setattr(purification, "purify", spy)
     accuracy(network, *bytes_and_labels, [0.02], attack="bpda", batch=15, seed=0)
     assert drawn == [10**6] * 4 + [2 * 10**6] + [10**6 + 1] * 4 + [2 * 10**6 + 1]
 
 
 # ------------------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize("wrong, message", [
-    ({"steps": -1}, "steps -1"), ({"alpha": -0.1}, "alpha -0.1"), ({"noise": float("nan")}, "noise nan"),
-    ({"chains": 0}, "chains 0"), ({"chunk": 0}, "chunk 0")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"steps": -1}, "steps -1"),
+        ({"alpha": -0.1}, "alpha -0.1"),
+        ({"noise": float("nan")}, "noise nan"),
+        ({"chains": 0}, "chains 0"),
+        ({"chunk": 0}, "chunk 0"),
+    ],
+)
 def test_bad_numbers_are_named(points, wrong, message):
     arguments = {"chains": 1, **CHAIN, **wrong}
     for attack in (purification.bpda, purification.eot):
@@ -260,9 +281,13 @@ def test_bad_numbers_are_named(points, wrong, message):
 def test_wrong_energies_and_images_are_named(network, images, bytes_and_labels):
     with pytest.raises(ValueError, match=r"E\(x, y\): the defence knows no label"):
         purification.purify(Energy(network.model, images[1]), images[0], **CHAIN)
-    for wrong, message in (({"attack": "fgsm"}, "attack 'fgsm': expected one of pgd, bpda, eot"),
-                           ({"norm": "l1"}, "norm 'l1'"), ({"attack_steps": 0}, "steps 0"),
-                           ({"attack_chains": 0}, "chains 0"), ({"defend_chains": 0}, "chains 0")):
+    for wrong, message in (
+        ({"attack": "fgsm"}, "attack 'fgsm': expected one of pgd, bpda, eot"),
+        ({"norm": "l1"}, "norm 'l1'"),
+        ({"attack_steps": 0}, "steps 0"),
+        ({"attack_chains": 0}, "chains 0"),
+        ({"defend_chains": 0}, "chains 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             accuracy(network, *bytes_and_labels, [0.1], **wrong)
     with pytest.raises(ValueError, match="30 images and 2 labels"):

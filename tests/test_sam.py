@@ -1,12 +1,14 @@
 """SAM and ASAM: known steps on a quadratic, an independent implementation, scaling, processes, batch norm."""
+
 import contextlib
 
 import pytest
 import torch
 from torch import nn
 
-from lib import data, networks, params, sources, train
-from lib.sam import SAM
+from lib import data, params, sources, train
+from lib.parts import networks
+from lib.parts.updates import SAM
 
 A = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
 
@@ -21,13 +23,14 @@ def quadratic(rho, adaptive=False, lr=0.1):
         loss = theta @ A @ theta / 2
         loss.backward()
         return loss.detach()
+
     return sam, closure, lambda: torch.cat([a, b]).detach()
 
 
 def test_sam_on_a_quadratic():
     sam, closure, theta = quadratic(rho=0.5)
     before = theta()
-    g = A @ before                                           # the norm runs over both groups
+    g = A @ before  # the norm runs over both groups
     worst = before + 0.5 * g / g.norm()
     loss = sam.step(closure)
     assert torch.allclose(theta(), before - 0.1 * A @ worst, atol=1e-6)
@@ -48,7 +51,7 @@ def test_the_texts_sign_step_leaves_asams_ball():
     """SADA-JEM's text steps by rho T sign(grad L): in n dimensions that is sqrt(n) rho long, not rho."""
     before = torch.tensor([1.0, -2.0, 3.0])
     e = 0.5 * before.abs() * (A @ before).sign()
-    assert (e / before.abs()).norm() == pytest.approx(0.5 * 3 ** 0.5)
+    assert (e / before.abs()).norm() == pytest.approx(0.5 * 3**0.5)
 
 
 def small():
@@ -60,8 +63,11 @@ def small():
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_agrees_with_pytorch_optimizer(kind, adaptive):
     from pytorch_optimizer import SAM as Theirs
-    base = {"sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
-            "adam": (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 1e-3})}[kind]
+
+    base = {
+        "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
+        "adam": (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 1e-3}),
+    }[kind]
     x, y = torch.randn(16, 5, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
     ours, theirs = small(), small()
     a = SAM(base[0](ours.parameters(), **base[1]), 0.3, adaptive)
@@ -72,6 +78,7 @@ def test_agrees_with_pytorch_optimizer(kind, adaptive):
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
         return loss
+
     for _ in range(6):
         a.step(lambda: closure(ours))
         b.zero_grad()
@@ -94,12 +101,14 @@ def test_gradient_scaling_changes_nothing():
             t = torch.cat([a, b])
             loss = t @ A @ t / 2
             (scaler.scale(loss) if scaler else loss).backward()
+
         backward()
         sam.ascend()
         backward()
         sam.restore()
         scaler.step(sam.base) if scaler else sam.base.step()
         return theta()
+
     scaled = run(torch.amp.GradScaler("cpu", init_scale=1024.0))
     assert torch.allclose(scaled, run(None), atol=1e-6)
 
@@ -113,6 +122,7 @@ def test_an_error_in_the_second_pass_leaves_the_weights():
         if len(calls) == 2:
             raise RuntimeError("out of memory")
         return closure()
+
     with pytest.raises(RuntimeError, match="out of memory"):
         sam.step(failing)
     assert torch.equal(theta(), before)
@@ -130,7 +140,9 @@ def test_running_statistics_see_the_first_pass_only():
     for keep in (True, False):
         before = int(norm.num_batches_tracked)
         second = (lambda: networks.batch_statistics(model)) if keep else contextlib.nullcontext
-        SAM(torch.optim.SGD(model.parameters(), 0.1), 0.1, second_pass=second).step(lambda: model(x).square().sum().backward())
+        SAM(torch.optim.SGD(model.parameters(), 0.1), 0.1, second_pass=second).step(
+            lambda: model(x).square().sum().backward()
+        )
         assert int(norm.num_batches_tracked) - before == (1 if keep else 2)
 
 
@@ -158,11 +170,13 @@ def test_the_plain_stream_is_not_augmented():
     def share(stream):
         images = [image for i in range(5) for image in data.to_bytes(stream(i, trainer.noise)[0])]
         return sum(image.numpy().tobytes() in known for image in images) / len(images)
+
     assert share(trainer.plain) == 1 and share(trainer.stream) < 0.6
 
 
 def _half(rank, port, path):
     import torch.distributed as dist
+
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = small().double()
@@ -173,6 +187,7 @@ def _half(rank, port, path):
         for p in model.parameters():
             dist.all_reduce(p.grad)
             p.grad /= 2
+
     sam = SAM(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), 0.3, reduce=reduce)
     for _ in range(4):
         sam.step(lambda: nn.functional.cross_entropy(model(x), y).backward())
@@ -185,6 +200,7 @@ def test_two_processes_stay_together(tmp_path):
     import socket
 
     import torch.multiprocessing as mp
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

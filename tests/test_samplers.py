@@ -1,4 +1,5 @@
 """Samplers against known densities, and PYLD's closed form against its loop."""
+
 import contextlib
 import copy
 import warnings
@@ -7,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib import networks, samplers
-from lib.energy import Energy
-from lib.networks import MLP
+from lib.parts import networks, samplers
+from lib.parts.energy import Energy
+from lib.parts.networks import MLP
 
-A = torch.tensor([[2.0, 0.6], [0.6, 1.0]])          # precision matrix of a 2D Gaussian
+A = torch.tensor([[2.0, 0.6], [0.6, 1.0]])  # precision matrix of a 2D Gaussian
 
 
 def quadratic(x):
@@ -25,7 +26,7 @@ def test_langevin_moments_of_a_gaussian(rng):
     # the unadjusted chain's own covariance: (A (I - alpha A / 2))^-1, which tends to A^-1
     exact = torch.linalg.inv(A @ (torch.eye(2) - alpha * A / 2))
     assert torch.allclose(x.mean(0), torch.ones(2), atol=0.03)
-    assert torch.allclose(torch.cov(x.T), exact, atol=0.05)                 # five standard errors, var sqrt(2 / n)
+    assert torch.allclose(torch.cov(x.T), exact, atol=0.05)  # five standard errors, var sqrt(2 / n)
 
 
 def test_descent_without_noise_finds_the_minimum():
@@ -37,7 +38,7 @@ def test_proximal_step_is_bounded(wrn):
     E = Energy(wrn.float())
     x = torch.zeros(4, 1, 8, 8)
     with torch.no_grad():
-        wrn.head.weight.mul_(1e4)                   # a steep energy
+        wrn.head.weight.mul_(1e4)  # a steep energy
     y = samplers.last(samplers.proximal_sgld(E, x, K=1, alpha=0.5, epsilon=0.1))
     assert (y - x).abs().max() <= 0.5 * 0.1 + 1e-7
     free = samplers.last(samplers.sgld(E, x, K=1, alpha=0.5))
@@ -47,10 +48,24 @@ def test_proximal_step_is_bounded(wrn):
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_pyld_closed_form_equals_the_loop_where_the_first_layer_is_linear(wrn, noise):
     with torch.no_grad():
-        wrn.head.weight.mul_(30)                    # gradients that reach both the clamp and the box
+        wrn.head.weight.mul_(30)  # gradients that reach both the clamp and the box
     E, x = Energy(wrn.float()), torch.rand(6, 1, 8, 8) * 2 - 1
-    ends = [samplers.last(samplers.pyld(E, x, M=4, N=5, alpha=0.2, epsilon=1.0, noise=noise, closed_form=closed,
-                                        generator=torch.Generator().manual_seed(1))) for closed in (True, False)]
+    ends = [
+        samplers.last(
+            samplers.pyld(
+                E,
+                x,
+                M=4,
+                N=5,
+                alpha=0.2,
+                epsilon=1.0,
+                noise=noise,
+                closed_form=closed,
+                generator=torch.Generator().manual_seed(1),
+            )
+        )
+        for closed in (True, False)
+    ]
     assert torch.allclose(*ends, atol=1e-5)
     assert (ends[0].abs() == 1).any() and (ends[0].abs() < 1).any()
 
@@ -88,13 +103,17 @@ def test_an_empty_chain_says_so():
 
 def test_one_generator_seed_one_chain():
     def chain(seed):
-        return samplers.last(samplers.sgld(quadratic, torch.zeros(3, 2), K=5, alpha=0.1, noise=0.5,
-                                           generator=torch.Generator().manual_seed(seed)))
+        return samplers.last(
+            samplers.sgld(
+                quadratic, torch.zeros(3, 2), K=5, alpha=0.1, noise=0.5, generator=torch.Generator().manual_seed(seed)
+            )
+        )
+
     assert torch.equal(chain(3), chain(3)) and not torch.equal(chain(3), chain(4))
 
 
 def test_pgd_steps_have_one_length(rng):
-    for scale in (1e-6, 1.0, 1e6):                                       # whatever the energy's scale
+    for scale in (1e-6, 1.0, 1e6):  # whatever the energy's scale
         x = torch.randn(50, 2, generator=rng) * 5
         path = [x, *samplers.pgd(lambda v: scale * quadratic(v), x, K=4, alpha=0.1, clip=None)]
         for a, b in zip(path, path[1:]):
@@ -104,7 +123,7 @@ def test_pgd_steps_have_one_length(rng):
 
 def test_pgd_stays_in_ball_and_range(rng):
     x = torch.rand(20, 1, 4, 4, generator=rng)
-    E = lambda v: -(v.flatten(1) @ torch.linspace(-1, 1, 16))            # noqa: E731  a linear energy
+    E = lambda v: -(v.flatten(1) @ torch.linspace(-1, 1, 16))
     for y in samplers.pgd(E, x, K=30, alpha=0.3, radius=0.7):
         assert (y - x).flatten(1).norm(dim=1).max() <= 0.7 + 1e-5 and y.min() >= 0 and y.max() <= 1
     free = samplers.last(samplers.pgd(E, x, K=30, alpha=0.3, radius=0.7, clip=None))
@@ -126,6 +145,7 @@ def test_pgd_on_a_flat_energy_stays(rng):
 def stand_in(monkeypatch, graphed, refuse=False):
     """torch.cuda without a GPU: what runs while capturing leaves no trace, and a replay does it again, from the same
     input, into the same output. `graphed`: the list in which the chain's Graph is found."""
+
     class CUDAGraph:
         def register_generator_state(self, generator):
             assert generator is graphed[0].generator
@@ -147,17 +167,25 @@ def stand_in(monkeypatch, graphed, refuse=False):
     class Stream:
         def wait_stream(self, other):
             pass
-    for name, fake in (("CUDAGraph", CUDAGraph), ("graph", graph), ("Stream", Stream), ("current_stream", Stream),
-                       ("stream", contextlib.nullcontext)):
+
+    for name, fake in (
+        ("CUDAGraph", CUDAGraph),
+        ("graph", graph),
+        ("Stream", Stream),
+        ("current_stream", Stream),
+        ("stream", contextlib.nullcontext),
+    ):
         monkeypatch.setattr(torch.cuda, name, fake)
 
 
 @pytest.mark.parametrize("refuse", [False, True])
 def test_a_graph_is_the_chain(refuse, monkeypatch):
     """Three calls, noise and batch norm included; where a capture fails, the same, with one warning."""
+
     def chain(model, generator):
         E = Energy(model)
         return lambda x: samplers.last(samplers.proximal_sgld(E, x, K=3, alpha=1.0, noise=0.1, generator=generator))
+
     torch.manual_seed(0)
     model = networks.build("wrn", depth=10, widen=1, classes=10, channels=1).train()
     twin, g, h = copy.deepcopy(model), torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
@@ -170,7 +198,10 @@ def test_a_graph_is_the_chain(refuse, monkeypatch):
             x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)) * 2 - 1
             results.append((graphed[0](x), eager(x)))
     assert all(torch.equal(a, b) for a, b in results) and results[0][0].data_ptr() != results[1][0].data_ptr()
-    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers())) and torch.equal(g.get_state(), h.get_state())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers())) and torch.equal(
+        g.get_state(), h.get_state()
+    )
     told = [str(w.message) for w in said if "no CUDA graph" in str(w.message)]
-    assert told == (["no CUDA graph (operation not permitted when stream is capturing): the chain runs step by step"]
-                    if refuse else [])
+    assert told == (
+        ["no CUDA graph (operation not permitted when stream is capturing): the chain runs step by step"] if refuse else []
+    )

@@ -1,4 +1,6 @@
 """The ground: pins, environment file and package agree; what the README promises exists."""
+
+import ast
 import re
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from lib import ROOT
 
 def pins():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line).groups()
-                 for line in lines if line and not line.startswith("#"))
+    found = dict(
+        re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line).groups() for line in lines if line and not line.startswith("#")
+    )
     return {re.sub(r"[-_.]+", "-", k).lower(): v for k, v in found.items()}
 
 
@@ -33,16 +36,22 @@ def test_conda_installs_the_same_pins(tmp_path):
     assert Requirement(f"x{project['requires-python']}").specifier.contains(Version(python.split("=")[1]))
     pip = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
     assert pip[0] == "-r requirements.txt", "one list of versions, for pip and for conda"
-    lines = tmp_path / "condaenv.requirements.txt"      # what conda makes of them, and hands to pip
+    lines = tmp_path / "condaenv.requirements.txt"  # what conda makes of them, and hands to pip
     lines.write_text("\n".join(pip).replace("-r ", f"-r {ROOT.as_posix()}/"), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index", "-U", "-r", lines],
-                          cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index", "-U", "-r", lines],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     # without an index, pip can go no further than to look for what builds the package itself
-    assert done.returncode == 0 or "setuptools" in done.stderr and "no such option" not in done.stderr, done.stderr
+    assert done.returncode == 0 or ("setuptools" in done.stderr and "no such option" not in done.stderr), done.stderr
 
 
 def test_the_installed_versions_are_the_pins():
     from importlib.metadata import PackageNotFoundError, version
+
     wrong = {}
     for name in ("torch", "dvc", "papermill", "nbval", "seaborn", "scikit-learn", "clean-fid", "scipy", "pydantic"):
         try:
@@ -58,32 +67,67 @@ def test_the_installed_versions_are_the_pins():
 
 def test_torchvision_imports_beside_any_torch():
     from lib import vision
+
     assert vision.torchvision.__version__ and vision.datasets.FashionMNIST.resources
 
 
+def imports(path):
+    """What a file of lib imports of lib: dotted names, without what only type checkers see."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+            whole = [f"{node.module}.{a.name}" for a in node.names]
+            found |= {name if exists(name) else node.module for name in whole}
+    return {name.removeprefix("lib.") for name in found} - {"lib"}
+
+
+def exists(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+# Each room imports from those before it; within a room, the order is the files' own.
+ROOMS = (
+    "files",
+    "environment",
+    "pipeline",
+    "vision",
+    "parts",
+    "params",
+    "data",
+    "sources",
+    "measures",
+    "training",
+    "train",
+    "plots",
+    "evaluate",
+    "applications",
+    "papers",
+    "book",
+    "cards",
+    "bench",
+    "packing",
+    "fleet",
+)
+
+
 def test_imports_point_one_way():
-    """params, data, networks -> energy -> inits, samplers, buffer, losses, sam -> train -> metrics, plots -> book."""
-    rank = {"params": 0, "papers": 0, "vision": 0, "networks": 1, "energy": 1, "distributed": 1, "inits": 2, "samplers": 2,
-            "buffer": 2, "losses": 2, "sam": 2, "outliers": 2, "checkpoint": 2, "data": 3, "inception": 4, "sources": 4, "attacks": 4,
-            "purification": 5, "worst_case": 5, "landscape": 5, "train": 5, "metrics": 5, "plots": 5, "uncertainty": 6, "evaluate": 7,
-            "applications": 8, "book": 9, "environment": 0, "files": 0, "pipeline": 0, "plain": 6, "bench": 9, "packing": 4, "cards": 9, "fleet": 10}
     for path in (ROOT / "lib").rglob("*.py"):
-        room = path.relative_to(ROOT / "lib").with_suffix("").parts[0]          # a folder is one room
+        room = path.relative_to(ROOT / "lib").with_suffix("").parts[0]
         if room == "__init__":
             continue
-        assert room in rank, f"{path.name}: give it a place in the order"
-        text = path.read_text(encoding="utf-8")
-        used = set(re.findall(r"from lib\.(\w+)[\w.]* import", text))
-        for group in re.findall(r"from lib import ([\w, ]+)", text):
-            used |= {u.strip() for u in group.split(",")} - {"ROOT"}
-        for other in used & rank.keys():
-            assert rank[other] <= rank[room], f"{path.name} imports lib.{other}, which comes after it"
+        assert room in ROOMS, f"{path.name}: give it a place in the order"
+        for other in imports(path):
+            assert ROOMS.index(other.split(".")[0]) <= ROOMS.index(room), f"{path} imports lib.{other}, which comes after it"
 
 
 def test_the_readmes_job_array_names_every_run():
     code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "README.md").read_text(encoding="utf-8"))[1]
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     from lib import params
+
     assert printed.split() == params.runs()
 
 

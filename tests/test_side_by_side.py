@@ -1,4 +1,5 @@
 """The pipeline's runner: how many side by side, in which order, and what a failure or an interruption leaves behind."""
+
 import os
 import signal
 import subprocess
@@ -39,11 +40,23 @@ def project(tmp_path):
     (tmp_path / "broken").write_text("nothing", encoding="utf-8")
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").touch()
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
+    }
 
     def start(*args):
-        return subprocess.Popen([sys.executable, "-m", "lib.pipeline", *args], cwd=tmp_path, env=env, text=True,
-                                encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "-m", "lib.pipeline", *args],
+            cwd=tmp_path,
+            env=env,
+            text=True,
+            encoding="utf-8",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
     return SimpleNamespace(home=tmp_path, start=start, run=lambda *args: start(*args).communicate(timeout=120)[0])
 
 
@@ -58,8 +71,7 @@ def test_all_of_it_runs_in_an_order_that_its_needs_allow_and_then_no_more(projec
     assert "made d.txt" in (project.home / "scratch" / "logs" / "last.log").read_text(encoding="utf-8")
     assert "no_scm" in (project.home / ".dvc" / "config.local").read_text(encoding="utf-8"), "an archive: no .git"
     assert project.run() == "Nothing changed: results are up to date.\n"
-    status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=project.home, capture_output=True,
-                            encoding="utf-8")
+    status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=project.home, capture_output=True, encoding="utf-8")
     assert "up to date" in status.stdout, "DVC finds in dvc.lock what it would have written itself"
 
 
@@ -115,7 +127,7 @@ def test_as_many_jobs_as_cores_memory_and_the_user_allow(monkeypatch):
     control = {"cpu.max": "max 100000"}
     monkeypatch.setattr(pipeline, "_control", lambda name: control.get(name, ""))
     assert pipeline.jobs() == 6
-    control["cpu.max"] = "150000 100000"                            # a container with one and a half cores of many
+    control["cpu.max"] = "150000 100000"  # a container with one and a half cores of many
     assert pipeline.jobs() == 1
     control["cpu.max"] = ""
     monkeypatch.setattr(pipeline, "memory", lambda: 2.5)
@@ -131,7 +143,9 @@ def test_as_many_jobs_as_cores_memory_and_the_user_allow(monkeypatch):
 
 
 def test_memory_is_the_smaller_of_the_machines_and_the_containers(monkeypatch):
-    monkeypatch.setattr(pipeline, "_control", lambda name: {"memory.max": "3000000000", "memory.current": "1000000000"}[name])
+    monkeypatch.setattr(
+        pipeline, "_control", lambda name: {"memory.max": "3000000000", "memory.current": "1000000000"}[name]
+    )
     assert pipeline.memory() == 2.0
     monkeypatch.setattr(pipeline, "_control", lambda name: "max" if name == "memory.max" else "")
     assert pipeline.memory() > 0.1

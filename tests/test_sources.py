@@ -1,4 +1,5 @@
 """Where images come from: checksums, and every format, in small files of the same format."""
+
 import gzip
 import hashlib
 import pickle
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import ROOT, data, inits, params, sources, vision
+from lib import ROOT, data, params, sources, vision
+from lib.parts import starts
 
 
 def test_embedded_sets_are_what_the_readme_says():
@@ -40,8 +42,12 @@ def _idx(array):
 
 def test_the_four_idx_files_of_a_folder(tmp_path, monkeypatch):
     g = np.random.default_rng(0)
-    arrays = [g.integers(0, 256, (20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 10,
-              g.integers(0, 256, (10, 28, 28), np.uint8), np.arange(10, dtype=np.uint8)]
+    arrays = [
+        g.integers(0, 256, (20, 28, 28), np.uint8),
+        np.arange(20, dtype=np.uint8) % 10,
+        g.integers(0, 256, (10, 28, 28), np.uint8),
+        np.arange(10, dtype=np.uint8),
+    ]
     names = [name for name, _ in vision.datasets.FashionMNIST.resources]
     for name, array in zip(names, arrays):
         (tmp_path / name).write_bytes(gzip.compress(_idx(array)))
@@ -51,7 +57,9 @@ def test_the_four_idx_files_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(vision.datasets.FashionMNIST, "resources", digests)
     for got, array in zip(sources.full("fashion_mnist", tmp_path), arrays):
         assert np.array_equal(got, array)
-    split = sources.prepare(params.Data(name="fashion_mnist", source="full", size=32, train=20, holdout=0, folder=str(tmp_path)))
+    split = sources.prepare(
+        params.Data(name="fashion_mnist", source="full", size=32, train=20, holdout=0, folder=str(tmp_path))
+    )
     assert split.x_train.shape == (20, 1, 32, 32)
     (tmp_path / names[3]).unlink()
     with pytest.raises(data.DataError, match="is missing: expected the four"):
@@ -70,15 +78,16 @@ def extracted(root, kind, monkeypatch, counts=(30, 20), mean=None):
         (folder / name).write_bytes(_idx(array))
     monkeypatch.setattr(sources, "ROOT", root)
     monkeypatch.setattr(sources, "DEBIAN", {})
-    monkeypatch.setattr(kind, "mirrors", [(root / "nowhere").as_uri() + "/"])               # a test downloads nothing
+    monkeypatch.setattr(kind, "mirrors", [(root / "nowhere").as_uri() + "/"])  # a test downloads nothing
     monkeypatch.setattr(sources, "FASHION", {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names})
     monkeypatch.setattr(sources, "MNIST_DIGITS", tuple((n // 10,) * 10 for n in counts))
     monkeypatch.setattr(sources, "MNIST_MEANS", [a.mean() / 255 for a in arrays[::2]])
     return folder, arrays
 
 
-BOTH = pytest.mark.parametrize("name, kind", [("fashion_mnist", vision.datasets.FashionMNIST),
-                                              ("mnist", vision.datasets.MNIST)])
+BOTH = pytest.mark.parametrize(
+    "name, kind", [("fashion_mnist", vision.datasets.FashionMNIST), ("mnist", vision.datasets.MNIST)]
+)
 
 
 @BOTH
@@ -93,7 +102,7 @@ def test_extracted_files_are_read_and_verified(tmp_path, monkeypatch, name, kind
             path.write_bytes(content)
             with pytest.raises(data.DataError, match="and they are fetched again|and it is fetched again") as e:
                 sources.full(name)
-            assert str(path) in str(e.value) or i % 2 and str(path).replace("labels-idx1", "images-idx3") in str(e.value)
+            assert str(path) in str(e.value) or (i % 2 and str(path).replace("labels-idx1", "images-idx3") in str(e.value))
             assert "\n" not in str(e.value)
         path.write_bytes(whole)
     (folder / "train-labels-idx1-ubyte").unlink()
@@ -125,8 +134,9 @@ def test_the_pinned_checksums_are_of_the_published_files():
     assert as_set(sources.embedded("fashion_mnist")[0]) <= as_set(x)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-4] + b"1234",
-                                    lambda b: gzip.compress(b"other")])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-4] + b"1234", lambda b: gzip.compress(b"other")]
+)
 def test_a_damaged_package_is_named(tmp_path, monkeypatch, damage):
     arrays = [np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.uint8)] * 2
     for (file, _), array in zip(vision.datasets.FashionMNIST.resources, arrays):
@@ -147,7 +157,7 @@ def test_a_truncated_idx_file():
 
 def test_resize_averages_blocks():
     x = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    x[0, 0, 0, 0] = 200                                 # lands at (2, 2) of 32x32, first of its 2x2 block
+    x[0, 0, 0, 0] = 200  # lands at (2, 2) of 32x32, first of its 2x2 block
     y = sources.resize(x, 16)
     assert y.shape == (1, 1, 16, 16) and y[0, 0, 1, 1] == 50 and y.sum() == 50
     with pytest.raises(data.DataError, match="divisor"):
@@ -182,7 +192,7 @@ def md5(path):
 
 def write_cifar(folder, monkeypatch, kind, labels, key):
     """Small files in CIFAR's format, in place of the published ones: (training images, test images)."""
-    monkeypatch.setattr(kind, "url", (folder / "nowhere.tar.gz").as_uri())      # a test downloads nothing
+    monkeypatch.setattr(kind, "url", (folder / "nowhere.tar.gz").as_uri())  # a test downloads nothing
     home, found = folder / kind.base_folder, {}
     home.mkdir()
     for part in ("train_list", "test_list"):
@@ -234,6 +244,7 @@ def test_cifar100_files(tmp_path, monkeypatch):
 
 def write_svhn(folder, monkeypatch, labels):
     from scipy.io import savemat
+
     kind, files = vision.datasets.SVHN, {**vision.datasets.SVHN.split_list}
     for seed, part in enumerate(("train", "test")):
         name = files[part][1]
@@ -243,7 +254,7 @@ def write_svhn(folder, monkeypatch, labels):
 
 
 def test_svhn_files(tmp_path, monkeypatch):
-    write_svhn(tmp_path, monkeypatch, [i % 10 + 1 for i in range(30)])          # the files call the digit 0 "10"
+    write_svhn(tmp_path, monkeypatch, [i % 10 + 1 for i in range(30)])  # the files call the digit 0 "10"
     config = params.Data(name="svhn", source="full", size=32, folder=str(tmp_path), gaussians=False)
     split = sources.prepare(config)
     assert as_set(split.x_train) == as_set(noise(30)) and np.array_equal(split.x_test, noise(30, 1))
@@ -278,7 +289,7 @@ def test_imagenet32_files(tmp_path):
     few = sources.prepare(params.Data(**IMAGENET32, train=25, test=4, folder=str(tmp_path)))
     assert len(few.x_train) == 25 and as_set(few.x_train) < as_set(x) and as_set(few.x_test) < as_set(xt)
     assert len(few.x_test) == 4 and len(as_set(few.x_train)) == 25
-    assert {len(as_set(few.x_train) & as_set(x[i:i + 10])) for i in range(0, 100, 10)} == {2, 3}, "of each batch, as many"
+    assert {len(as_set(few.x_train) & as_set(x[i : i + 10])) for i in range(0, 100, 10)} == {2, 3}, "of each batch, as many"
     with pytest.raises(data.DataError, match="train: 500 images wanted, imagenet32 .full. has 100"):
         sources.prepare(params.Data(**IMAGENET32, train=500, folder=str(tmp_path)))
     (tmp_path / "Imagenet32_train" / "train_data_batch_10").unlink()
@@ -291,16 +302,22 @@ class Spy:
         return print, ("code from a data file ran",)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "is no readable batch of ImageNet-32 .EOFError"),
-    (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [1] * 5})[:-200], "is no readable batch"),
-    (pickle.dumps({"data": Spy(), "labels": [1]}), "asks for builtins.print, which no data need"),
-    (pickle.dumps({"images": []}), "no readable batch of ImageNet-32 .KeyError: 'data'"),
-    (pickle.dumps({"data": np.zeros((5, 12288), np.uint8), "labels": [1] * 5}), "expected uint8 .n, 3072. and n labels"),
-    (pickle.dumps({"data": np.zeros((5, 3072), np.float32), "labels": [1] * 5}), "holds float32 of shape .5, 3072. and 5"),
-    (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [0] * 5}), "labels from 1 to 1000"),
-    (pickle.dumps({"data": np.zeros((0, 3072), np.uint8), "labels": []}), "and 0 labels"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is no readable batch of ImageNet-32 .EOFError"),
+        (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [1] * 5})[:-200], "is no readable batch"),
+        (pickle.dumps({"data": Spy(), "labels": [1]}), "asks for builtins.print, which no data need"),
+        (pickle.dumps({"images": []}), "no readable batch of ImageNet-32 .KeyError: 'data'"),
+        (pickle.dumps({"data": np.zeros((5, 12288), np.uint8), "labels": [1] * 5}), "expected uint8 .n, 3072. and n labels"),
+        (
+            pickle.dumps({"data": np.zeros((5, 3072), np.float32), "labels": [1] * 5}),
+            "holds float32 of shape .5, 3072. and 5",
+        ),
+        (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [0] * 5}), "labels from 1 to 1000"),
+        (pickle.dumps({"data": np.zeros((0, 3072), np.uint8), "labels": []}), "and 0 labels"),
+    ],
+)
 def test_a_batch_that_is_none(content, message, tmp_path, capsys):
     write_imagenet32(tmp_path)
     (tmp_path / "Imagenet32_train" / "train_data_batch_3").write_bytes(content)
@@ -313,7 +330,7 @@ def test_gaussians_one_class_at_a_time_are_those_of_all_at_once():
     g = torch.Generator().manual_seed(0)
     x = torch.randint(256, (60, 3, 8, 8), generator=g, dtype=torch.uint8)
     y = torch.randint(4, (60,), generator=g)
-    one, all_ = sources.gaussians_of(x, y, "cifar10"), inits.ClassGaussians.fit(data.to_range(x), y)
+    one, all_ = sources.gaussians_of(x, y, "cifar10"), starts.ClassGaussians.fit(data.to_range(x), y)
     assert all(torch.equal(getattr(one, k), getattr(all_, k)) for k in ("mu", "factor", "prior"))
     assert (one.shape, one.low, one.high) == (all_.shape, all_.low, all_.high)
     with pytest.raises(data.DataError, match=r"cifar10: classes \[1, 2\] have no training image.*gaussians: false"):
@@ -322,9 +339,10 @@ def test_gaussians_one_class_at_a_time_are_those_of_all_at_once():
 
 def test_image_folders(tmp_path):
     from PIL import Image
+
     g = np.random.default_rng(0)
     (tmp_path / "a").mkdir()
-    for i in range(20):                                          # wide images: the centre is cut out
+    for i in range(20):  # wide images: the centre is cut out
         image = np.zeros((300, 500, 3), np.uint8)
         image[:, 100:400] = 10 * i
         image[0, 250] = g.integers(0, 255, 3)
@@ -349,6 +367,7 @@ def test_a_set_of_image_files_has_no_archive():
 
 def test_celeba_files(tmp_path):
     from PIL import Image
+
     (tmp_path / "img_align_celeba").mkdir()
     shades = [20 * i for i in range(12)]
     for i, shade in enumerate(shades):
@@ -370,6 +389,7 @@ def test_the_stage_names_all_that_is_missing_at_once(tmp_path, monkeypatch, caps
         if p.name == "mnist" or p.classes == (9,):
             raise data.DataError(f"{p.name} is missing")
         return split
+
     split = sources.prepare(params.Data(name="mnist", size=8, train=100))
     monkeypatch.setattr(sources, "prepare", prepare)
     monkeypatch.setattr(sources, "path_of", lambda profile, role: tmp_path / f"{role}.pt")
@@ -388,6 +408,7 @@ def test_the_stage_names_all_that_is_missing_at_once(tmp_path, monkeypatch, caps
 def folder(tmp_path):
     """Two ordinary images, which a folder needs at least."""
     from PIL import Image
+
     for name in "ab":
         Image.new("RGB", (16, 16), (100, 150, 200)).save(tmp_path / f"{name}.png")
     return tmp_path
@@ -397,11 +418,12 @@ def folder(tmp_path):
 def test_sixteen_bits_are_scaled_not_cut_off(folder, mode):
     """All above 255 became white before: 98 % of what a 16-bit image shows."""
     from PIL import Image
-    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).repeat(16).reshape(256, 16).T.copy()       # (16, 256)
+
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).repeat(16).reshape(256, 16).T.copy()  # (16, 256)
     image = Image.fromarray(ramp.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]))
     assert image.mode == mode
     image.save(folder / "c.png", format=None if mode == "I;16" else "TIFF")
-    eight = Image.fromarray((np.arange(256, dtype=np.uint8)[None].repeat(16, 0)))
+    eight = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(16, 0))
     eight.save(folder / "d.png")
     x = sources._images([folder / "c.png", folder / "d.png"], 16)
     assert np.array_equal(x[0], x[1]) and len(np.unique(x[0])) > 10
@@ -409,6 +431,7 @@ def test_sixteen_bits_are_scaled_not_cut_off(folder, mode):
 
 def test_numbers_of_no_known_range_are_refused(folder):
     from PIL import Image
+
     Image.fromarray(np.linspace(0, 3, 256, dtype=np.float32).reshape(16, 16)).save(folder / "c.png", format="TIFF")
     with pytest.raises(data.DataError, match="c.png is no readable image .float32 from 0 to 3; expected 8 or 16 bits"):
         sources.image_folder("celeba", folder, 16)
@@ -416,22 +439,32 @@ def test_numbers_of_no_known_range_are_refused(folder):
 
 def bomb(path):
     """A PNG of 40,000 x 40,000 pixels that has none of them."""
+
     def chunk(kind, content):
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
     head = (40_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
 def large_text(path):
     from PIL import Image, PngImagePlugin
+
     info = PngImagePlugin.PngInfo()
     info.add_text("a", "b" * 2_000_000, zip=True)
     Image.new("L", (16, 16)).save(path, pnginfo=info)
 
 
-@pytest.mark.parametrize("write, says", [
-    (bomb, "decompression bomb"), (large_text, "too large"), (lambda p: p.write_bytes(b""), "cannot identify"),
-    (lambda p: p.write_bytes((p.parent / "a.png").read_bytes()[:60]), "")], ids=["bomb", "text", "empty", "torn"])
+@pytest.mark.parametrize(
+    "write, says",
+    [
+        (bomb, "decompression bomb"),
+        (large_text, "too large"),
+        (lambda p: p.write_bytes(b""), "cannot identify"),
+        (lambda p: p.write_bytes((p.parent / "a.png").read_bytes()[:60]), ""),
+    ],
+    ids=["bomb", "text", "empty", "torn"],
+)
 def test_a_hostile_or_damaged_image_is_one_line(folder, write, says):
     write(folder / "c.png")
     with pytest.raises(data.DataError, match=f"c.png is no readable image .*{says}.*: fetch it again, or remove it") as e:
@@ -441,6 +474,7 @@ def test_a_hostile_or_damaged_image_is_one_line(folder, write, says):
 
 def test_files_of_another_kind_are_passed_over_with_a_word(folder, capsys):
     from PIL import Image
+
     assert len(sources.image_folder("celeba", folder, 16)[0]) == 1 and not capsys.readouterr().err
     for name in ("c.gif", "d.GIF", "e.bmp"):
         Image.new("L", (16, 16)).save(folder / name)

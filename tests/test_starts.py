@@ -1,14 +1,14 @@
 """Chain starts and the replay buffer."""
+
 import pytest
 import torch
 
-from lib.buffer import ReplayBuffer
-from lib.inits import ClassGaussians, Uniform
+from lib.parts.starts import ClassGaussians, ReplayBuffer, Uniform
 
 
 def two_classes(n=400, side=3):
     g = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % 4 // 3                                             # 3/4 of class 0, 1/4 of class 1
+    y = torch.arange(n) % 4 // 3  # 3/4 of class 0, 1/4 of class 1
     x = 0.1 * torch.randn(n, 1, side, side, generator=g) + torch.where(y == 0, -0.4, 0.4)[:, None, None, None]
     return x, y
 
@@ -54,6 +54,7 @@ def test_state_round_trip(tmp_path, rng):
 
 class Constant:
     """A start that is 9 everywhere and counts what it draws."""
+
     drawn = 0
 
     def draw(self, n, generator=None, y=None):

@@ -1,4 +1,5 @@
 """The training loop: repeatable, resumable to the bit, honest about divergence."""
+
 import contextlib
 import json
 import os
@@ -54,20 +55,23 @@ def test_an_interrupted_run_resumes_to_the_bit(name, split, tmp_path):
     whole, _ = fit(run, split, tmp_path, "whole")
 
     def stop(trainer, row):
-        if trainer.iteration == 8:                     # after the checkpoint of iteration 6
+        if trainer.iteration == 8:  # after the checkpoint of iteration 6
             raise Interrupted
+
     with pytest.raises(Interrupted):
         fit(run, split, tmp_path, "halved", on_log=stop)
     halved, metrics = fit(run, split, tmp_path, "halved")
     assert torch.equal(weights(whole), weights(halved)) and torch.equal(whole.buffer.images, halved.buffer.images)
-    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
-              for d in ("whole", "halved")]
+    curves = [
+        [line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
+        for d in ("whole", "halved")
+    ]
     assert curves[0] == curves[1], "all but the seconds"
 
 
 @pytest.mark.parametrize("name", ["jempp-m5", "sada-k5"])
 def test_a_run_out_of_time_continues_to_the_same_bits(name, split, tmp_path):
-    run = configure(name)                              # a window ends every 2 iterations, and at 3 and 9 for a checkpoint
+    run = configure(name)  # a window ends every 2 iterations, and at 3 and 9 for a checkpoint
     whole, _ = fit(run, split, tmp_path, "whole")
     stops = []
     while not (tmp_path / "pieces" / "metrics.json").exists():
@@ -78,8 +82,10 @@ def test_a_run_out_of_time_continues_to_the_same_bits(name, split, tmp_path):
     assert [s.split()[0] for s in stops] == ["2", "3", "4", "6", "8", "9", "10"] and stops[0].startswith("2 of 12; the same")
     assert torch.equal(weights(whole), weights(pieces)) and torch.equal(whole.buffer.images, pieces.buffer.images)
     assert metrics["verdict"] == "finished" and metrics["iterations"] == 12
-    curves = [[line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
-              for d in ("whole", "pieces")]
+    curves = [
+        [line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
+        for d in ("whole", "pieces")
+    ]
     assert curves[0] == curves[1], "all but the seconds"
     assert fit(run, split, tmp_path, "far", deadline=time.monotonic() + 1e4)[1]["verdict"] == "finished"
 
@@ -114,13 +120,15 @@ def test_a_seed_that_is_done_is_not_trained_again(split, tmp_path, monkeypatch):
 
 
 def test_the_start_loads_no_compiler_and_sets_what_makes_runs_repeatable():
-    code = ("import sys, torch; from lib import train\n"
-            "torch.set_deterministic_debug_mode('warn'); a = [f() for f in (torch.are_deterministic_algorithms_enabled,\n"
-            "    torch.is_deterministic_algorithms_warn_only_enabled, torch.get_deterministic_debug_mode)]\n"
-            "assert not any(m in sys.modules for m in ('torch._inductor', 'torchvision', 'sklearn', 'matplotlib', 'scipy'))\n"
-            "torch.use_deterministic_algorithms(True, warn_only=True)\n"
-            "assert a == [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),\n"
-            "    torch.get_deterministic_debug_mode()] == [True, True, 1]\n")
+    code = (
+        "import sys, torch; from lib import train\n"
+        "torch.set_deterministic_debug_mode('warn'); a = [f() for f in (torch.are_deterministic_algorithms_enabled,\n"
+        "    torch.is_deterministic_algorithms_warn_only_enabled, torch.get_deterministic_debug_mode)]\n"
+        "assert not any(m in sys.modules for m in ('torch._inductor', 'torchvision', 'sklearn', 'matplotlib', 'scipy'))\n"
+        "torch.use_deterministic_algorithms(True, warn_only=True)\n"
+        "assert a == [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),\n"
+        "    torch.get_deterministic_debug_mode()] == [True, True, 1]\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -135,16 +143,22 @@ def test_sigkill_in_the_middle_gives_the_same_weights(split, tmp_path, monkeypat
     (home / "params.yaml").write_text(text.replace("checkpoint_every: 3", "checkpoint_every: 10", 1), encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(home), "EBM_PROFILE": "smoke"}
     # lib is a link: anchor the project's root at the copy
-    code = ("import sys, pathlib, lib; lib.ROOT = pathlib.Path({home!r})\n"
-            "from lib import data, params, sources, train\n"
-            "path = data.path_of('smoke', 'primary'); path.parent.mkdir(parents=True, exist_ok=True)\n"
-            "data.save(sources.prepare(params.data('smoke', 'primary')), path)\n"
-            "train.train(params.run('jempp-m10', 'smoke'), 'cpu', pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
-            ).format(home=str(home))
+    code = (
+        f"import sys, pathlib, lib; lib.ROOT = pathlib.Path({str(home)!r})\n"
+        "from lib import data, params, sources, train\n"
+        "path = data.path_of('smoke', 'primary'); path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "data.save(sources.prepare(params.data('smoke', 'primary')), path)\n"
+        "train.train(params.run('jempp-m10', 'smoke'), 'cpu', pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+    )
 
     def start(out):
-        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path / out), str(tmp_path / f"{out}-scratch")],
-                                env=env, stderr=subprocess.PIPE, cwd=home)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / out), str(tmp_path / f"{out}-scratch")],
+            env=env,
+            stderr=subprocess.PIPE,
+            cwd=home,
+        )
+
     victim, began = start("killed"), time.time()
     run = params.run("jempp-m10", "smoke")
     run = run.model_copy(update={"checkpoint_every": 10, "update": run.update.model_copy(update={"iterations": 60})})
@@ -161,8 +175,9 @@ def test_sigkill_in_the_middle_gives_the_same_weights(split, tmp_path, monkeypat
     err = again.stderr.read().decode()
     assert again.wait(120) == 0 and "resumed at iteration" in err, err[-2000:]
     for file in ("weights.pt", "buffer.pt"):
-        a, b = (torch.load(tmp_path / d / "smoke" / "jempp-m10" / "seed0" / file, weights_only=True)
-                for d in ("whole", "killed"))
+        a, b = (
+            torch.load(tmp_path / d / "smoke" / "jempp-m10" / "seed0" / file, weights_only=True) for d in ("whole", "killed")
+        )
         if isinstance(a, dict):
             assert all(torch.equal(a[k], b[k]) for k in a)
         else:
@@ -182,12 +197,13 @@ def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
     trainer, calls = train.Trainer(run, split, 0), []
     real = trainer.step
 
-    def step():                                        # one bad update at iteration 7, the first time only
+    def step():  # one bad update at iteration 7, the first time only
         row = real()
         if trainer.iteration == 7 and not calls:
             calls.append(1)
             row["loss"] = torch.tensor(float("nan"))
         return row
+
     trainer.step = step
     m = train.fit(trainer, tmp_path / "a", tmp_path / "s")
     assert m["verdict"] == "finished" and m["divergences"] == [7] and m["iterations"] == 12
@@ -222,6 +238,7 @@ def test_schedules():
 
 def test_a_second_trainer_of_the_same_run_is_refused(tmp_path, monkeypatch, split):
     from filelock import FileLock
+
     monkeypatch.setattr(data, "load", lambda *a: split)
     (tmp_path / "smoke").mkdir()
     with FileLock(tmp_path / "smoke" / "softmax.lock"):
@@ -235,16 +252,23 @@ def test_changed_parameters_do_not_resume_the_old_state():
 
 
 def test_command_line_says_what_is_wrong():
-    done = subprocess.run([sys.executable, "-m", "lib.train", "jempp-m99", "--profile", "smoke"], cwd=ROOT,
-                          capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.train", "jempp-m99", "--profile", "smoke"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     assert done.returncode != 0 and done.stderr.startswith("error: runs: no 'jempp-m99'")
 
 
 # --------------------------------------------------------------------------------------- what ends early, or is damaged
 def strict(path):
     """JSON as the standard has it: no NaN, no Infinity."""
+
     def no(constant):
         raise ValueError(f"{constant} in {path}")
+
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=no)
 
 
@@ -274,6 +298,7 @@ def test_a_divergence_without_an_intact_checkpoint_is_one_line(split, tmp_path):
                 path.write_bytes(b"torn")
             row["loss"] = torch.tensor(float("nan"))
         return row
+
     trainer.step = step
     with pytest.raises(data.DataError, match="softmax diverged, and no checkpoint in .* is intact: run the same comman"):
         train.fit(trainer, tmp_path / "a", tmp_path / "s")
@@ -302,6 +327,7 @@ def test_a_kill_between_two_files_leaves_nothing_that_passes_for_a_result(split,
         if path.name == "buffer.pt":
             raise Interrupted
         real(path, state)
+
     monkeypatch.setattr(files, "write_tensors", killed)
     with pytest.raises(Interrupted):
         train.train(configure("jempp-m5", lr=0.05), "cpu", tmp_path / "a", tmp_path / "s")
@@ -316,11 +342,16 @@ def test_where_nothing_can_be_written_nothing_is_trained(split, tmp_path, monkey
         train.train(configure("softmax"), "cpu", tmp_path / "a", tmp_path / "s")
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--device", "cuda:97"], "error: device 'cuda:97' does not work"),
-    (["--device", "nonsense"], "error: device 'nonsense' does not work"),
-    (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"), (["--minutes", "-1"], "invalid amount value"),
-    (["--minutes", "inf"], "invalid amount value: 'inf'")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--device", "cuda:97"], "error: device 'cuda:97' does not work"),
+        (["--device", "nonsense"], "error: device 'nonsense' does not work"),
+        (["--minutes", "nan"], "argument --minutes: invalid amount value: 'nan'"),
+        (["--minutes", "-1"], "invalid amount value"),
+        (["--minutes", "inf"], "invalid amount value: 'inf'"),
+    ],
+)
 def test_a_command_line_that_cannot_be_is_one_line(words, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train", "softmax", "--profile", "smoke", *words])
     with pytest.raises(SystemExit) as e:

@@ -1,39 +1,43 @@
 """Calibration against torchmetrics, AUROC against counting."""
+
 import numpy as np
 import pytest
 import torch
 
-from lib import metrics, uncertainty
 from lib import vision  # noqa: F401  (torchmetrics imports torchvision: see lib/vision.py)
+from lib.measures import metrics, uncertainty
 
 
 def random_predictions(n=3000, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     p = torch.rand(n, generator=g, dtype=dtype)
-    p[:63] = torch.linspace(0, 1, 21, dtype=dtype).repeat(3)         # every edge, 0 and 1 among them
+    p[:63] = torch.linspace(0, 1, 21, dtype=dtype).repeat(3)  # every edge, 0 and 1 among them
     p[63:90] = 1
-    return p, torch.rand(n, generator=g) < p ** 2
+    return p, torch.rand(n, generator=g) < p**2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ece_is_torchmetrics_binary(dtype):
     from torchmetrics.functional.classification import binary_calibration_error
+
     p, hit = random_predictions(dtype=dtype)
     theirs = binary_calibration_error(p, hit.long(), n_bins=20, norm="l1").item()
     assert uncertainty.ece(p, hit) == pytest.approx(theirs, abs=1e-6)
     assert uncertainty.ece(p.numpy(), hit.numpy()) == uncertainty.ece(p, hit)
     edges = torch.linspace(0, 1, 21, dtype=dtype)
-    for e in edges:                                                  # each alone, so that nothing can average out
+    for e in edges:  # each alone, so that nothing can average out
         two, wrong = torch.stack([e, e - 1e-4, e + 1e-4]).clamp(0, 1), torch.tensor([1, 0, 1])
         assert uncertainty.ece(two, wrong) == pytest.approx(
-            binary_calibration_error(two, wrong, n_bins=20, norm="l1").item(), abs=1e-6)
+            binary_calibration_error(two, wrong, n_bins=20, norm="l1").item(), abs=1e-6
+        )
 
 
 def test_ece_is_torchmetrics_multiclass():
     from torchmetrics.functional.classification import multiclass_calibration_error
+
     g = torch.Generator().manual_seed(1)
     p = (4 * torch.randn(2000, 10, generator=g)).softmax(1)
-    p[:200] = torch.eye(10).repeat(20, 1)                            # saturated, as confident classifiers are
+    p[:200] = torch.eye(10).repeat(20, 1)  # saturated, as confident classifiers are
     y = torch.where(torch.rand(2000, generator=g) < 0.6, p.argmax(1), torch.randint(10, (2000,), generator=g))
     theirs = multiclass_calibration_error(p, y, num_classes=10, n_bins=20, norm="l1").item()
     confidence, predicted = p.max(1)
@@ -76,7 +80,7 @@ def test_auroc_counts_pairs_and_halves_ties():
     assert uncertainty.auroc([2.0], [1.0]) == 1
 
 
-@pytest.mark.parametrize("f", [np.exp, np.arctan, lambda s: 1e3 * s - 5e4, lambda s: s ** 3])
+@pytest.mark.parametrize("f", [np.exp, np.arctan, lambda s: 1e3 * s - 5e4, lambda s: s**3])
 def test_auroc_sees_only_ranks(f):
     g = np.random.default_rng(0)
     a, b = g.normal(1, 1, 300), g.normal(0, 2, 200)
@@ -106,6 +110,7 @@ def test_bootstrap_resamples_alone_or_in_pairs():
 
     def difference(a, b):
         return float(np.abs(a - b).max())
+
     assert uncertainty.bootstrap_statistic(difference, v, v, paired=True) == (0, 0)
     assert uncertainty.bootstrap_statistic(difference, v, v)[0] > 0
     p, hit = random_predictions(500)

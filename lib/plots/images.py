@@ -1,4 +1,5 @@
 """Grids of uint8 images (n, C, H, W): side by side, by class, along a chain, above and below each other."""
+
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     for i, image in enumerate(images.cpu().numpy()):
         r, k = divmod(i, columns)
         y, x = gap + r * (h + gap), gap + k * (w + gap)
-        sheet[y:y + h, x:x + w] = np.broadcast_to(image.transpose(1, 2, 0), (h, w, 3))
+        sheet[y : y + h, x : x + w] = np.broadcast_to(image.transpose(1, 2, 0), (h, w, 3))
     return sheet
 
 
@@ -72,7 +73,7 @@ def row_panels(panels: dict, below: int = 0, width: float = 4.6, height: float =
     sheets = {t: tile(torch.cat(list(rows.values())), len(next(iter(rows.values())))) for t, rows in panels.items()}
     top = width * max(s.shape[0] / s.shape[1] for s in sheets.values()) + 0.4
     fig = plt.figure(figsize=(width * len(panels) + 0.9, top + bool(below) * height))
-    parts = fig.subfigures(1 + bool(below), 1, height_ratios=[top, height][:1 + bool(below)], squeeze=False)[:, 0]
+    parts = fig.subfigures(1 + bool(below), 1, height_ratios=[top, height][: 1 + bool(below)], squeeze=False)[:, 0]
     names = [tuple(rows) for rows in panels.values()]
     for k, (ax, (title, sheet)) in enumerate(zip(parts[0].subplots(1, len(panels), squeeze=False)[0], sheets.items())):
         ax.imshow(sheet)
@@ -95,7 +96,7 @@ def captioned_rows(rows: dict, captions: dict, right: dict, width: float = 1.45)
     fig, axes = plt.subplots(len(rows), n, figsize=(width * n + 0.9, (width + 0.3) * len(rows)), squeeze=False)
     for row, (label, images) in zip(axes, rows.items()):
         for k, ax in enumerate(row):
-            ax.imshow(tile(images[k:k + 1], 1, 0))
+            ax.imshow(tile(images[k : k + 1], 1, 0))
             ax.set(xticks=[], yticks=[])
             colour = PALETTE[2] if right[label][k] else PALETTE[3]
             ax.set_xlabel(captions[label][k], color=colour, fontsize="small", labelpad=2)
@@ -106,8 +107,9 @@ def captioned_rows(rows: dict, captions: dict, right: dict, width: float = 1.45)
     return fig
 
 
-def sources_above(blocks: list[tuple[int, dict]], rows: tuple[str, ...] = ("$p_0$ images", "what they become"),
-                  width: float = 13.0) -> plt.Figure:
+def sources_above(
+    blocks: list[tuple[int, dict]], rows: tuple[str, ...] = ("$p_0$ images", "what they become"), width: float = 13.0
+) -> plt.Figure:
     """Grids of sources above grids of what they become. blocks, drawn one below the other: (columns, title -> one uint8
     (n, C, H, W) for each of `rows`), `columns` images in a line."""
     lines = [-(-len(next(iter(part.values()))[0]) // columns) for columns, part in blocks]

@@ -1,4 +1,5 @@
 """Curves over training and along chains, dots and bars with intervals, histograms."""
+
 from __future__ import annotations
 
 import matplotlib
@@ -8,8 +9,19 @@ import numpy as np
 from lib.plots.theme import PALETTE, REAL, SAMPLE
 
 
-def curves(tables: dict, y: str, x: str = "iteration", ylabel: str = "", xlabel: str = "", smooth: int = 1,
-           ends: dict | None = None, ax=None, ylim=None, log: bool = False, dashed: str | None = None) -> plt.Figure:
+def curves(
+    tables: dict,
+    y: str,
+    x: str = "iteration",
+    ylabel: str = "",
+    xlabel: str = "",
+    smooth: int = 1,
+    ends: dict | None = None,
+    ax=None,
+    ylim=None,
+    log: bool = False,
+    dashed: str | None = None,
+) -> plt.Figure:
     """One line per run. tables: label -> DataFrame with columns x and y. ends: label -> x at which a run diverged
     (marked with a cross). smooth: rows in a centred running mean. dashed: labels that contain it are drawn so,
     for curves that may lie on each other."""
@@ -19,8 +31,16 @@ def curves(tables: dict, y: str, x: str = "iteration", ylabel: str = "", xlabel:
         kept = table[[x, y]].dropna()
         values = kept[y].rolling(smooth, center=True, min_periods=1).mean() if smooth > 1 else kept[y]
         colour = PALETTE[i % len(PALETTE)]
-        ax.plot(kept[x], values, color=colour, label=label, lw=2, marker="o" if len(kept) < 25 else None, ms=4,
-                ls=(0, (2, 2)) if dashed and dashed in label else "-")
+        ax.plot(
+            kept[x],
+            values,
+            color=colour,
+            label=label,
+            lw=2,
+            marker="o" if len(kept) < 25 else None,
+            ms=4,
+            ls=(0, (2, 2)) if dashed and dashed in label else "-",
+        )
         if ends and ends.get(label) is not None and len(kept):
             ax.plot([ends[label]], [values.iloc[-1]], "X", color=colour, ms=12, mec="black", clip_on=False)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y, ylim=ylim)
@@ -45,7 +65,7 @@ def bars_with_intervals(labels, values, lows, highs, ylabel: str, ax=None, colou
         _, ax = plt.subplots(figsize=(0.95 * len(labels) + 1.6, 3.6))
     at = np.arange(len(labels))
     values, lows, highs = (np.asarray(v, float) for v in (values, lows, highs))
-    span = [np.maximum(values - lows, 0), np.maximum(highs - values, 0)]        # a basic interval of few images can miss
+    span = [np.maximum(values - lows, 0), np.maximum(highs - values, 0)]  # a basic interval of few images can miss
     ax.errorbar(at, values, yerr=span, fmt="none", ecolor="grey", capsize=4, lw=1.5)
     ax.scatter(at, values, color=colours or PALETTE[0], s=60, zorder=3)
     ax.set_xticks(at, labels, rotation=20, ha="right")
@@ -97,8 +117,9 @@ def along_chain(panels: dict, xlabel: str = "step of the chain", mark: int | Non
     return fig
 
 
-def along_path(ax, paths: dict, xlabel: str, ylabel: str, mark: float | None = None, level: tuple | None = None,
-               log: bool = True) -> None:
+def along_path(
+    ax, paths: dict, xlabel: str, ylabel: str, mark: float | None = None, level: tuple | None = None, log: bool = True
+) -> None:
     """A number measured now and then along chains: label -> (x, y), a dot each. mark: (x) where generation stops;
     level: (height, name) of a line to compare with."""
     for i, (label, (x, y)) in enumerate(paths.items()):

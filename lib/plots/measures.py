@@ -1,4 +1,5 @@
 """What was measured of trained models: calibration, detection, robustness, accuracy against samples, speed."""
+
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -16,8 +17,13 @@ def reliability_panels(panels: dict, width: float = 3.1) -> plt.Figure:
         bins = len(p["accuracy"])
         heights = [np.nan if v is None else v for v in p["accuracy"]]
         ax.bar((np.arange(bins) + 0.5) / bins, heights, 1 / bins, color=PALETTE[0], edgecolor="white", label="accuracy")
-        ax.stairs(np.array(p["count"][:bins]) / sum(p["count"]), np.linspace(0, 1, bins + 1), color=PALETTE[1], lw=2,
-                  label="share of images")
+        ax.stairs(
+            np.array(p["count"][:bins]) / sum(p["count"]),
+            np.linspace(0, 1, bins + 1),
+            color=PALETTE[1],
+            lw=2,
+            label="share of images",
+        )
         ax.plot([0, 1], [0, 1], color="black", lw=1, ls="--", label="calibrated")
         ax.set(xlabel="confidence", title=title, xlim=(0, 1), ylim=(0, 1))
     axes[0][0].set_ylabel("accuracy, share")
@@ -29,8 +35,9 @@ def reliability_panels(panels: dict, width: float = 3.1) -> plt.Figure:
 def score_histograms(rows: dict, others, inside: str = "test images", xlabel: str = "log p(x) + log Z, nats") -> plt.Figure:
     """A score's histograms in and out of distribution: a row per model, a column per set of outsiders.
     rows: label -> dict with `edges` (bins + 1,) and `count`, a dict with 'inside' and each of `others` -> (bins,)."""
-    fig, axes = plt.subplots(len(rows), len(others), figsize=(3.1 * len(others), 1.8 * len(rows) + 0.9), squeeze=False,
-                             sharex="row")
+    fig, axes = plt.subplots(
+        len(rows), len(others), figsize=(3.1 * len(others), 1.8 * len(rows) + 0.9), squeeze=False, sharex="row"
+    )
     for row, (label, h) in zip(axes, rows.items()):
         for ax, other in zip(row, others):
             for key, colour, name in (("inside", REAL, inside), (other, SAMPLE, "outsiders")):
@@ -54,7 +61,9 @@ def radius_curves(ax, curves: dict, title: str = "", xlabel: str = "radius, 255t
         style = {"color": PALETTE[i % len(PALETTE)], "marker": "osD^vPX"[i % 7], "ms": 7, "lw": 2} | c.get("style", {})
         ax.plot(c["radii"], 100 * np.array(c["accuracy"]), label=label, **style)
         if bands and "low" in c:
-            ax.fill_between(c["radii"], 100 * np.array(c["low"]), 100 * np.array(c["high"]), color=style["color"], alpha=0.12)
+            ax.fill_between(
+                c["radii"], 100 * np.array(c["low"]), 100 * np.array(c["high"]), color=style["color"], alpha=0.12
+            )
     ax.set(title=title, xlabel=xlabel, ylim=(-2, 102))
 
 
@@ -66,15 +75,33 @@ def tradeoff(hybrid: dict[str, dict], unlabelled: dict[str, float], classifiers:
     for i, (title, m) in enumerate(hybrid.items()):
         b = m["buffer"]
         x, y = b["fd_clf"], 100 * m["accuracy"]
-        ax.errorbar(x, y, xerr=[[max(0, x - b["fd_low"])], [max(0, b["fd_high"] - x)]],
-                    yerr=[[y - 100 * m["accuracy_low"]], [100 * m["accuracy_high"] - y]], fmt=marks[i % len(marks)], ms=9,
-                    color=PALETTE[i % len(PALETTE)], ecolor="0.6", capsize=3, label=title)
+        ax.errorbar(
+            x,
+            y,
+            xerr=[[max(0, x - b["fd_low"])], [max(0, b["fd_high"] - x)]],
+            yerr=[[y - 100 * m["accuracy_low"]], [100 * m["accuracy_high"] - y]],
+            fmt=marks[i % len(marks)],
+            ms=9,
+            color=PALETTE[i % len(PALETTE)],
+            ecolor="0.6",
+            capsize=3,
+            label=title,
+        )
     for i, (title, y) in enumerate(classifiers.items()):
         ax.axhline(y, color="black", ls=("--", ":")[i % 2], lw=1.5, label=f"{title} (no samples)")
     ax.set(xscale="log", xlabel="FD-clf of samples (log scale), lower is better", ylabel="test accuracy, %")
     for title, x in unlabelled.items():
-        ax.plot([x], [0], marker=10, ms=13, color="black", ls="none", clip_on=False, transform=ax.get_xaxis_transform(),
-                label=f"{title} (no labels)")
+        ax.plot(
+            [x],
+            [0],
+            marker=10,
+            ms=13,
+            color="black",
+            ls="none",
+            clip_on=False,
+            transform=ax.get_xaxis_transform(),
+            label=f"{title} (no labels)",
+        )
     ax.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     plt.close(fig)
     return fig
@@ -86,14 +113,26 @@ def class_shares(classes, before, after, low, high, kinds, table) -> plt.Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(13.5, 4.2), gridspec_kw={"width_ratios": [1, 1.15]})
     at = np.arange(len(classes))
     left.bar(at, after, 0.75, color=SAMPLE, label="samples")
-    left.errorbar(at, after, [np.maximum(after - low, 0), np.maximum(high - after, 0)], fmt="none", ecolor="black", capsize=3)
+    left.errorbar(
+        at, after, [np.maximum(after - low, 0), np.maximum(high - after, 0)], fmt="none", ecolor="black", capsize=3
+    )
     left.plot(at, before, "_", color="black", ms=17, mew=3, label="their sources")
     left.axhline(100 / len(classes), color=REAL, ls="--", lw=2, label="data: uniform")
     left.set_xticks(at, classes, rotation=40, ha="right")
     left.set(ylabel="called so, % of images")
     left.legend()
-    sns.heatmap(table, ax=right, cmap="Reds", vmin=0, vmax=max(50, table.max()), annot=True, fmt=".0f", cbar=False,
-                linewidths=1, yticklabels=kinds)
+    sns.heatmap(
+        table,
+        ax=right,
+        cmap="Reds",
+        vmin=0,
+        vmax=max(50, table.max()),
+        annot=True,
+        fmt=".0f",
+        cbar=False,
+        linewidths=1,
+        yticklabels=kinds,
+    )
     right.set_xticks(at + 0.5, classes, rotation=40, ha="right")
     right.set_yticklabels(kinds, rotation=0)
     right.set(title="samples from each kind of source, % of the row", xlabel="")
@@ -111,8 +150,12 @@ def benchmark(found: dict) -> plt.Figure:
     for i, r in enumerate(runs.values()):
         a.text(0.1, i, f"{r['seconds']:.2f} s", color="white", va="center", fontsize=11)
     a.axvline(1, color="0.3", lw=1, ls=":")
-    a.set(yticks=at, yticklabels=list(runs), xlabel="times as fast as the plain transcription",
-          title=f"One update, {found['network']}, {found['data'].split(', ', 1)[1]}")
+    a.set(
+        yticks=at,
+        yticklabels=list(runs),
+        xlabel="times as fast as the plain transcription",
+        title=f"One update, {found['network']}, {found['data'].split(', ', 1)[1]}",
+    )
     a.invert_yaxis()
     shown = ("data", "start", "chain, forward", "chain, backward", "loss, forward", "loss, backward", "update", "buffer")
     left = np.zeros(len(found["parts"]))
@@ -127,8 +170,13 @@ def benchmark(found: dict) -> plt.Figure:
         own = [r for r in found["scaling"] if r["what"] == what]
         values, speed = [r["value"] for r in own], [r["images_per_second"] for r in own]
         c.plot(np.array(values) / min(values), speed, marker=marker, label=f"{what}: {', '.join(map(str, values))}")
-    c.set(xscale="log", yscale="log", xlabel="as many times as the smallest", ylabel="images per second",
-          title="Scaling of JEM++ (M=10)")
+    c.set(
+        xscale="log",
+        yscale="log",
+        xlabel="as many times as the smallest",
+        ylabel="images per second",
+        title="Scaling of JEM++ (M=10)",
+    )
     c.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     c.minorticks_off()
     c.legend(fontsize=10)

@@ -1,4 +1,5 @@
 """Energies, samplers and adversarial training in two dimensions (notebooks 01, 02, 04, 10)."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lib import files
-from lib.energy import gradient
+from lib.parts.energy import gradient
 from lib.plots.theme import HEAT, PALETTE, REAL
 
 
@@ -20,8 +21,17 @@ def lattice(box: float = 3.0, n: int = 121) -> tuple[np.ndarray, Tensor]:
     return axis, torch.from_numpy(np.stack([a.ravel(), b.ravel()], 1))
 
 
-def energy_map(E, ax=None, box: float = 3.0, points: dict | None = None, field: bool = False, title: str = "",
-               density: bool = False, label: str | None = None, levels: int = 20) -> plt.Figure:
+def energy_map(
+    E,
+    ax=None,
+    box: float = 3.0,
+    points: dict | None = None,
+    field: bool = False,
+    title: str = "",
+    density: bool = False,
+    label: str | None = None,
+    levels: int = 20,
+) -> plt.Figure:
     """Filled contours of a 2D energy E: (n, 2) -> (n,), or of the density exp(-E)/Z on the box.
 
     points: label -> (n, 2), at most four sets.   field: arrows along -dE/dx, the way a chain moves, all of one length.
@@ -57,11 +67,18 @@ def maps(panels: list[dict], width: float = 4.6, **common) -> plt.Figure:
     for ax, panel in zip(axes[0], panels):
         energy_map(ax=ax, **{**common, **panel})
         sets = len({**common, **panel}.get("points") or {})
-        if sets:                                            # one set needs no name; several are named below the map
+        if sets:  # one set needs no name; several are named below the map
             ax.get_legend().remove()
         if sets > 1:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=sets, markerscale=2.5, facecolor="0.85",
-                      frameon=True, fontsize="small")
+            ax.legend(
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.18),
+                ncols=sets,
+                markerscale=2.5,
+                facecolor="0.85",
+                frameon=True,
+                fontsize="small",
+            )
     plt.close(fig)
     return fig
 
@@ -75,8 +92,12 @@ def step_sizes(alphas, measured, target: float, limit: float, paths: dict) -> pl
     left.plot(np.asarray(alphas) / limit, measured, "o", color=PALETTE[3], ms=7, label="measured")
     left.axhline(target, color="grey", ls="--", lw=1.5, label="true variance")
     left.axvline(1, color="black", ls=":", lw=1.5, label="stability limit")
-    left.set(xlabel=r"step size $\alpha\,/\,(2/\lambda_{\max})$", ylabel="stationary variance", ylim=(0, 13 * target),
-             title="variance, stiffest direction")
+    left.set(
+        xlabel=r"step size $\alpha\,/\,(2/\lambda_{\max})$",
+        ylabel="stationary variance",
+        ylim=(0, 13 * target),
+        title="variance, stiffest direction",
+    )
     left.legend(loc="upper left")
     for i, (name, path) in enumerate(paths.items()):
         right.plot(np.abs(path) + 1e-3, lw=1.5, color=PALETTE[i], label=name)
@@ -101,18 +122,26 @@ def loss_and_likelihood(losses, nll, floor: float) -> plt.Figure:
     return fig
 
 
-DOTS = {"data": dict(color=REAL, s=9, lw=0.3), "$p_0$": dict(color="white", s=11, lw=0.5),
-        "perturbed $p_0$": dict(color=PALETTE[8], s=13, lw=0.5), "unvisited maximum": dict(color=PALETTE[4], s=170, lw=1, marker="*")}
+DOTS = {
+    "data": dict(color=REAL, s=9, lw=0.3),
+    "$p_0$": dict(color="white", s=11, lw=0.5),
+    "perturbed $p_0$": dict(color=PALETTE[8], s=13, lw=0.5),
+    "unvisited maximum": dict(color=PALETTE[4], s=170, lw=1, marker="*"),
+}
 
 
-def decision_maps(panels: list[dict], columns: int = 4, width: float = 3.6, box: float = 3.0, field: bool = True) -> plt.Figure:
+def decision_maps(
+    panels: list[dict], columns: int = 4, width: float = 3.6, box: float = 3.0, field: bool = True
+) -> plt.Figure:
     """Maps of D = sigmoid(f) on one scale: white is 1/2 (also a black line), red calls a point data, blue perturbed.
 
     panels: dicts of f (n * n,) on `lattice(box, n)`, title, and points: a name of DOTS -> (m, 2).   field: arrows
     along the gradient of D, all of one length.
     """
     rows = -(-len(panels) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns + 0.7, width * rows), squeeze=False, sharex=True, sharey=True)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(width * columns + 0.7, width * rows), squeeze=False, sharex=True, sharey=True
+    )
     handles = {}
     for ax, panel in zip(axes.flat, panels):
         f = np.asarray(panel["f"], float).reshape(int(np.sqrt(len(panel["f"]))), -1)
@@ -144,12 +173,13 @@ def animate(frames: list[list[dict]], path, width: float = 3.4, fps: int = 4) ->
     import io
 
     from PIL import Image
+
     pages = []
     for panels in frames:
         fig, buffer = decision_maps(panels, len(panels), width, field=False), io.BytesIO()
         fig.savefig(buffer, dpi=75)
         pages.append(Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE))
-    times = [1000 // fps] * (len(pages) - 1) + [2500]                    # the last one stays
+    times = [1000 // fps] * (len(pages) - 1) + [2500]  # the last one stays
     out = io.BytesIO()
     pages[0].save(out, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=True)
     files.write_bytes(Path(path), out.getvalue())

@@ -1,4 +1,5 @@
 """Energy landscapes and sharpness-aware minimisation (notebook 07)."""
+
 from __future__ import annotations
 
 import matplotlib
@@ -8,8 +9,15 @@ import numpy as np
 from lib.plots.theme import HEAT, PALETTE
 
 
-def landscape_lines(at, lines: dict, quantity: str = "mean E", unit: str = "nats", common: str = "log",
-                    columns: int | None = None, xlabel: str = "step $a$ along a direction") -> plt.Figure:
+def landscape_lines(
+    at,
+    lines: dict,
+    quantity: str = "mean E",
+    unit: str = "nats",
+    common: str = "log",
+    columns: int | None = None,
+    xlabel: str = "step $a$ along a direction",
+) -> plt.Figure:
     """One panel per model, each with its own y axis, and a last one with all on one.
 
     at: (K,), with 0 in it.   lines: label -> values (K,) or (directions, K); drawn is their rise over the centre.
@@ -18,12 +26,14 @@ def landscape_lines(at, lines: dict, quantity: str = "mean E", unit: str = "nats
     """
     at = np.asarray(at, float)
     if np.abs(at).min() > 1e-6 or common not in ("log", "linear"):
-        raise ValueError(f"at from {at.min():g} to {at.max():g}, common {common!r}: expected a grid with 0 in it, "
-                         "such as torch.linspace(-1, 1, 21), and 'log' or 'linear'")
+        raise ValueError(
+            f"at from {at.min():g} to {at.max():g}, common {common!r}: expected a grid with 0 in it, "
+            "such as torch.linspace(-1, 1, 21), and 'log' or 'linear'"
+        )
     centre, rises = np.abs(at).argmin(), {}
     for label, values in lines.items():
         values = np.atleast_2d(np.asarray(values, float))
-        rises[label] = values - values[:, centre:centre + 1]
+        rises[label] = values - values[:, centre : centre + 1]
     columns = columns or (2 if len(rises) in (1, 3) else 3)
     rows = -(-(len(rises) + 1) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows + 0.3), squeeze=False)
@@ -38,23 +48,31 @@ def landscape_lines(at, lines: dict, quantity: str = "mean E", unit: str = "nats
             if common == "linear":
                 last.plot(at, one, color=colour, lw=2, label=name)
                 continue
-            size = np.where(one == 0, np.nan, np.abs(one))                  # the centre has no logarithm
+            size = np.where(one == 0, np.nan, np.abs(one))  # the centre has no logarithm
             last.plot(at, size, color=colour, lw=2, ls=(0, (2, 2)))
             last.plot(at, np.where(one > 0, size, np.nan), color=colour, lw=2, label=name)
     last.set(title="all, one scale", xlabel=xlabel, ylabel=f"rise of {quantity} ({unit})", yscale=common)
-    if common == "log":                                             # without a floor, a crossing of zero sets the scale
+    if common == "log":  # without a floor, a crossing of zero sets the scale
         last.set(title="all, one scale (dashed: falls)", ylabel=f"|rise| ({unit})")
         largest = [np.nanmax(np.abs(rise[np.isfinite(rise)]), initial=0) for rise in rises.values()]
         last.set_ylim(bottom=min([m for m in largest if m > 0], default=1.0) / 100)
     fig.legend(loc="outside lower center", ncols=min(len(rises), 2 * columns))
-    for ax in axes.flat[len(rises) + 1:]:
+    for ax in axes.flat[len(rises) + 1 :]:
         ax.set_axis_off()
     plt.close(fig)
     return fig
 
 
-def landscape_surfaces(at, surfaces: dict, quantity: str = "mean E", unit: str = "nats", columns: int = 3,
-                       width: float = 4.6, elev: float = 28, azim: float = -55) -> plt.Figure:
+def landscape_surfaces(
+    at,
+    surfaces: dict,
+    quantity: str = "mean E",
+    unit: str = "nats",
+    columns: int = 3,
+    width: float = 4.6,
+    elev: float = 28,
+    azim: float = -55,
+) -> plt.Figure:
     """One 3D surface per model, each on its own z scale: the title gives its range, maximum minus minimum.
 
     at: (K,), of both directions.   surfaces: label -> (K, K), [i, j] at at[i] d1 + at[j] d2 (`landscape.plane`).
@@ -62,8 +80,14 @@ def landscape_surfaces(at, surfaces: dict, quantity: str = "mean E", unit: str =
     a, b = np.meshgrid(np.asarray(at, float), np.asarray(at, float), indexing="ij")
     columns = min(columns, len(surfaces))
     rows = -(-len(surfaces) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, 0.92 * width * rows), squeeze=False,
-                             subplot_kw={"projection": "3d"}, layout="none")
+    fig, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width * columns, 0.92 * width * rows),
+        squeeze=False,
+        subplot_kw={"projection": "3d"},
+        layout="none",
+    )
     fig.subplots_adjust(0, 0.04, 1 - 0.2 / columns, 1 - 0.14 / rows, wspace=0.08, hspace=0.2)
     for ax, (label, z) in zip(axes.flat, surfaces.items()):
         z = np.ma.masked_invalid(np.asarray(z, float))
@@ -78,7 +102,7 @@ def landscape_surfaces(at, surfaces: dict, quantity: str = "mean E", unit: str =
             axis.pane.set_facecolor("white")
         ax.view_init(elev, azim)
         ax.set_box_aspect((1, 1, 0.8), zoom=0.95)
-    for ax in axes.flat[len(surfaces):]:
+    for ax in axes.flat[len(surfaces) :]:
         ax.set_axis_off()
     plt.close(fig)
     return fig
@@ -131,13 +155,21 @@ def ascent_steps(T, g, rho: float, steps: dict) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(7.4, 4.6))
     at, (a, b) = np.linspace(0, 2 * np.pi, 200), rho * T
     ax.plot(a * np.cos(at), b * np.sin(at), color="black", lw=2, label=r"$\|T^{-1}\epsilon\|_2 = \rho$")
-    ax.plot([-a, a, a, -a, -a], [-b, -b, b, b, -b], color="grey", ls="--", lw=1.5, label=r"$\|T^{-1}\epsilon\|_\infty = \rho$")
+    ax.plot(
+        [-a, a, a, -a, -a], [-b, -b, b, b, -b], color="grey", ls="--", lw=1.5, label=r"$\|T^{-1}\epsilon\|_\infty = \rho$"
+    )
     x, y = np.meshgrid(np.linspace(-1.3 * a, 1.3 * a, 50), np.linspace(-1.3 * a, 1.3 * a, 50))
     ax.contour(x, y, g[0] * x + g[1] * y, levels=15, colors="0.75", linewidths=0.8, linestyles="-")
     for i, (name, e) in enumerate(steps.items()):
         ax.annotate("", xy=e, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": PALETTE[i], "lw": 3})
         ax.plot([], [], color=PALETTE[i], lw=3, label=name)
-    ax.set(xlabel=r"$\epsilon_1$", ylabel=r"$\epsilon_2$", aspect="equal", xlim=(-1.2 * a, 1.2 * a), ylim=(-1.2 * b, max(1.2 * b, 1.1 * max(e[1] for e in steps.values()))))
+    ax.set(
+        xlabel=r"$\epsilon_1$",
+        ylabel=r"$\epsilon_2$",
+        aspect="equal",
+        xlim=(-1.2 * a, 1.2 * a),
+        ylim=(-1.2 * b, max(1.2 * b, 1.1 * max(e[1] for e in steps.values()))),
+    )
     ax.legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     plt.close(fig)
     return fig
@@ -173,10 +205,25 @@ def radius_sweep(sweeps: dict, start: float) -> plt.Figure:
         rho = np.array([r["rho"] for r in rows])
         for ax, key, scale in zip(axes[:, i], ("accuracy", "fd"), (100, 1)):
             value, low, high = (scale * np.array([r[key][k] for r in rows], float) for k in range(3))
-            ax.errorbar(rho, value, [np.maximum(value - low, 0), np.maximum(high - value, 0)], fmt="o-", lw=2, ms=7,
-                        capsize=4, color=PALETTE[i])
-            ax.plot(rho[np.isnan(value)], np.full(np.isnan(value).sum(), 0.05), "X", ms=12, color=PALETTE[3], mec="black",
-                    transform=ax.get_xaxis_transform())
+            ax.errorbar(
+                rho,
+                value,
+                [np.maximum(value - low, 0), np.maximum(high - value, 0)],
+                fmt="o-",
+                lw=2,
+                ms=7,
+                capsize=4,
+                color=PALETTE[i],
+            )
+            ax.plot(
+                rho[np.isnan(value)],
+                np.full(np.isnan(value).sum(), 0.05),
+                "X",
+                ms=12,
+                color=PALETTE[3],
+                mec="black",
+                transform=ax.get_xaxis_transform(),
+            )
             ax.set(xscale="log", yscale="log" if key == "fd" else "linear", title=label if key == "accuracy" else "")
         axes[1, i].axhline(start, color="black", ls="--", lw=1.5, label="fresh draws from $p_0$")
         axes[1, i].set(xticks=rho, xticklabels=[f"{r:g}" for r in rho], xlabel=r"radius $\rho$ (a cross: diverged)")

@@ -1,4 +1,5 @@
 """AT-EBM's training: starts, steps, growing K, R1, overflow (notebook 11)."""
+
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -18,13 +19,30 @@ def starts(labels, groups: dict, grid, rows, columns, own) -> plt.Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), gridspec_kw={"width_ratios": [1, 1.4]})
     for i, ((name, (values, lows, highs)), shift) in enumerate(zip(groups.items(), np.linspace(-0.12, 0.12, len(groups)))):
         span = np.abs(np.array([lows, highs], float) - np.asarray(values, float))
-        left.errorbar(np.arange(len(labels)) + shift, values, yerr=span, fmt="osD^"[i % 4], ms=9, capsize=5, lw=2,
-                      color=PALETTE[i], label=name)
+        left.errorbar(
+            np.arange(len(labels)) + shift,
+            values,
+            yerr=span,
+            fmt="osD^"[i % 4],
+            ms=9,
+            capsize=5,
+            lw=2,
+            color=PALETTE[i],
+            label=name,
+        )
     left.set_xticks(range(len(labels)), labels)
     left.set(ylabel="FD-clf, lower is better", xlabel="$p_0$ in training", xlim=(-0.5, len(labels) - 0.5), ylim=(0, None))
     left.legend(loc="lower left")
-    sns.heatmap(np.asarray(grid), annot=True, fmt=".1f", cmap=HEAT + "_r", ax=right, xticklabels=columns, yticklabels=rows,
-                cbar_kws={"label": "FD-clf"})
+    sns.heatmap(
+        np.asarray(grid),
+        annot=True,
+        fmt=".1f",
+        cmap=HEAT + "_r",
+        ax=right,
+        xticklabels=columns,
+        yticklabels=rows,
+        cbar_kws={"label": "FD-clf"},
+    )
     for r, c in own:
         right.add_patch(plt.Rectangle((c, r), 1, 1, fill=False, ec=SAMPLE, lw=3.5, clip_on=False))
     right.set(xlabel="chains start from", title="every model from every start (framed: its own)")
@@ -37,7 +55,7 @@ def steps_and_quality(labels, values, lows, highs, at, lines: dict, marks) -> pl
     """Left: FD-clf with intervals, one dot per training K. Right: lines label -> (len(at),) over the number of generation
     steps `at`; a star where that number is the run's own K (marks)."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2))
-    bars_with_intervals(labels, values, lows, highs, "FD-clf, lower is better", ax=left, colours=PALETTE[:len(labels)])
+    bars_with_intervals(labels, values, lows, highs, "FD-clf, lower is better", ax=left, colours=PALETTE[: len(labels)])
     left.set(ylim=(0, 1.12 * max(highs)), xlim=(-0.5, len(labels) - 0.5), title="all generate with the same number of steps")
     left.set_xticks(range(len(labels)), labels, rotation=0, ha="center")
     chain_lines(right, lines, "FD-clf", "PGD steps of generation", x=np.asarray(at))
@@ -58,11 +76,18 @@ def growing_k(quality: dict, training: dict, threshold: float) -> plt.Figure:
     axes[0, 1].set_xlabel("seconds of one undisturbed core")
     for ax, y, label in zip(axes[1], ("K", "auc"), ("K, PGD steps of an iteration", "AUC, real against perturbed")):
         curves(training, y, "iteration", label, smooth=3, ax=ax)
-    low, high = axes[1, 1].get_ylim()                       # the rule's line and its name in view, whatever the AUC is
+    low, high = axes[1, 1].get_ylim()  # the rule's line and its name in view, whatever the AUC is
     axes[1, 1].set_ylim(min(low, threshold - 0.05), max(high, threshold + 0.1))
     axes[1, 1].axhline(threshold, color="black", ls=":", lw=1.5)
-    axes[1, 1].annotate("K rises above this", (0.99, threshold), xycoords=("axes fraction", "data"), xytext=(0, 4),
-                        textcoords="offset points", ha="right", fontsize="small")
+    axes[1, 1].annotate(
+        "K rises above this",
+        (0.99, threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize="small",
+    )
     handles, names = axes[0, 0].get_legend_handles_labels()
     for ax in axes.flat:
         ax.get_legend().remove()
@@ -74,8 +99,9 @@ def growing_k(quality: dict, training: dict, threshold: float) -> plt.Figure:
 def travel(rows: dict, columns: int = 8) -> plt.Figure:
     """R1's effect, a row per setting. rows: title -> {label: dict of table (iteration, accuracy, share), starts and ends,
     uint8 (n, C, H, W)}, two labels. Accuracy of D, distance over K alpha, and starts above ends for both."""
-    fig, axes = plt.subplots(len(rows), 4, figsize=(16, 3.5 * len(rows)), squeeze=False,
-                             gridspec_kw={"width_ratios": [1, 1, 1.15, 1.15]})
+    fig, axes = plt.subplots(
+        len(rows), 4, figsize=(16, 3.5 * len(rows)), squeeze=False, gridspec_kw={"width_ratios": [1, 1, 1.15, 1.15]}
+    )
     for row, (title, runs) in zip(axes, rows.items()):
         tables = {label: r["table"] for label, r in runs.items()}
         curves(tables, "accuracy", ylabel="accuracy of D at 1/2", smooth=3, ax=row[0], ylim=(0.4, 1.02))
@@ -83,7 +109,7 @@ def travel(rows: dict, columns: int = 8) -> plt.Figure:
         row[0].set_title(title)
         row[1].get_legend().remove()
         for ax, (label, r) in zip(row[2:], runs.items()):
-            n = 2 * columns                                              # two rows of starts, each above its ends
+            n = 2 * columns  # two rows of starts, each above its ends
             pairs = torch.stack([r["starts"][:n].unflatten(0, (2, columns)), r["ends"][:n].unflatten(0, (2, columns))], 1)
             show_tiles(ax, pairs.flatten(0, 2), columns, f"{label}: starts above ends")
     plt.close(fig)

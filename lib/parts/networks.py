@@ -3,6 +3,7 @@
 Every network is `forward(x) = rest(first(x))`, because PYLD treats the first layer apart (JEM++ Eq. 11),
 and has `features(x)`, the activations before the last linear layer.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 class Network(nn.Module):
     """first -> body -> head; subclasses set the three."""
+
     first: nn.Module
     body: nn.Module
     head: nn.Linear
@@ -75,8 +77,7 @@ class WideResNet(Network):
     Raises: ValueError for a depth that is not 6n + 4 or an unknown norm.
     """
 
-    def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3,
-                 norm: str = "batch"):
+    def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3, norm: str = "batch"):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"WideResNet depth {depth}: expected 6n + 4 with n >= 1 (10, 16, 22, 28, ...)")
@@ -85,10 +86,14 @@ class WideResNet(Network):
             raise ValueError(f"norm {norm!r}: expected one of {sorted(norms)}")
         widths, n = (16, 16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
         self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
-        blocks = [Block(widths[s] if i == 0 else widths[s + 1], widths[s + 1],
-                        2 if s > 0 and i == 0 else 1, norms[norm]) for s in range(3) for i in range(n)]
-        self.body = nn.Sequential(*blocks, norms[norm](widths[3]), nn.LeakyReLU(0.2, inplace=norm != "none"),
-                                  nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        blocks = [
+            Block(widths[s] if i == 0 else widths[s + 1], widths[s + 1], 2 if s > 0 and i == 0 else 1, norms[norm])
+            for s in range(3)
+            for i in range(n)
+        ]
+        self.body = nn.Sequential(
+            *blocks, norms[norm](widths[3]), nn.LeakyReLU(0.2, inplace=norm != "none"), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         self.head = nn.Linear(widths[3], classes)
 
 
@@ -105,7 +110,7 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.avg_pool2d(self.conv1(F.leaky_relu(x, 0.2)), 2)
         # pooling and a 1x1 convolution commute; pooled first, the convolution costs a quarter
-        return (self.conv2(F.leaky_relu(h, 0.2)) + self.shortcut(F.avg_pool2d(x, 2))) / 2 ** 0.5
+        return (self.conv2(F.leaky_relu(h, 0.2)) + self.shortcut(F.avg_pool2d(x, 2))) / 2**0.5
 
 
 class Discriminator(Network):
@@ -138,15 +143,26 @@ class ResNet50(Network):
     def __init__(self, classes: int = 1, channels: int = 3):
         super().__init__()
         from lib import vision
+
         whole = vision.torchvision.models.resnet50(num_classes=classes)
         self.first = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        self.body = nn.Sequential(whole.bn1, whole.relu, whole.layer1, whole.layer2, whole.layer3, whole.layer4,
-                                  nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(
+            whole.bn1,
+            whole.relu,
+            whole.layer1,
+            whole.layer2,
+            whole.layer3,
+            whole.layer4,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         self.head = whole.fc
 
 
-STATISTICS = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),       # mean, deviation: as AT-EBM's code
-              "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}            # has them
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # mean, deviation: as AT-EBM's code
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}  # has them
 
 
 class Normalise(nn.Module):
@@ -161,14 +177,27 @@ class Normalise(nn.Module):
         return torch.stack([(c - m) / s for c, m, s in zip(x.unbind(1), *STATISTICS[self.of])], 1)
 
 
-def build(kind: str, *, classes: int, channels: int, size: int = 32, depth: int = 28, widen: int = 10,
-          width: int = 64, norm: str = "batch", logits: int | None = None, normalise: str | None = None) -> Network:
+def build(
+    kind: str,
+    *,
+    classes: int,
+    channels: int,
+    size: int = 32,
+    depth: int = 28,
+    widen: int = 10,
+    width: int = 64,
+    norm: str = "batch",
+    logits: int | None = None,
+    normalise: str | None = None,
+) -> Network:
     """The network that a run's `network` section names, for images (channels, size, size); `logits` outputs, or one
     per class. Raises: ValueError for an unknown kind and for what a network cannot be."""
     outputs = logits or classes
-    kinds = {"wrn": lambda: WideResNet(depth, widen, outputs, channels, norm),
-             "discriminator": lambda: Discriminator(size, width, outputs, channels),
-             "resnet50": lambda: ResNet50(outputs, channels)}
+    kinds = {
+        "wrn": lambda: WideResNet(depth, widen, outputs, channels, norm),
+        "discriminator": lambda: Discriminator(size, width, outputs, channels),
+        "resnet50": lambda: ResNet50(outputs, channels),
+    }
     if kind not in kinds:
         raise ValueError(f"network kind {kind!r}: expected one of {', '.join(kinds)}")
     model = kinds[kind]().to(memory_format=torch.channels_last)
@@ -184,7 +213,7 @@ def batch_statistics(model: nn.Module):
     """Batch norm by the batch's own statistics, running ones untouched: how JEM++ samples after training."""
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(m.training, m.track_running_stats) for m in layers]
-    for m in layers:                    # torch then normalises by the batch and writes nothing back
+    for m in layers:  # torch then normalises by the batch and writes nothing back
         m.training, m.track_running_stats = True, False
     try:
         yield model
@@ -213,20 +242,23 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     compiler, say): one warning, and the model as it is. The function's `ran` says whether compiled code has run.
     """
     _without_spaces()
-    forward = torch.compile(model, dynamic=False)                # batches of one size
+    forward = torch.compile(model, dynamic=False)  # batches of one size
 
     def call(x: Tensor) -> Tensor:
         nonlocal forward
         try:
             logits = forward(x)
-        except RuntimeError as e:               # also what is wrong with the model or x, which then says so itself
+        except RuntimeError as e:  # also what is wrong with the model or x, which then says so itself
             if forward is model:
                 raise
             forward, call.ran = model, False
-            warnings.warn(f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2)
+            warnings.warn(
+                f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2
+            )
             return model(x)
         call.ran = forward is not model
         return logits
+
     call.ran = False
     return call
 
@@ -239,12 +271,13 @@ def _without_spaces() -> None:
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch.utils import cpp_extension
+
     libraries = cpp_extension.TORCH_LIB_PATH
-    if os.name != "posix" or not re.search(r"\s", libraries):     # on Windows, torch quotes it
+    if os.name != "posix" or not re.search(r"\s", libraries):  # on Windows, torch quotes it
         return
-    with contextlib.suppress(OSError):                           # where nothing can be cached, torch.compile itself says so
+    with contextlib.suppress(OSError):  # where nothing can be cached, torch.compile itself says so
         link = Path(cache_dir()) / f"torch-{hashlib.sha256(os.fsencode(libraries)).hexdigest()[:16]}"
-        with contextlib.suppress(FileExistsError):               # made before, or by another process
+        with contextlib.suppress(FileExistsError):  # made before, or by another process
             link.symlink_to(libraries)
         cpp_extension.TORCH_LIB_PATH = str(link)
 

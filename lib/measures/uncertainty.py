@@ -3,6 +3,7 @@
 Calibration (JEM++ supplement Eq. 2): of the images predicted with confidence 0.8, are 80 % right?
 Detection: does a score s(x), log p(x) or max_y p(y|x), rank test images above images of another kind?
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import metrics
-from lib.energy import energy, log_p_y
+from lib.measures import metrics
+from lib.parts.energy import energy, log_p_y
 
 SCORES = ("log_p_x", "max_p_y")
 
@@ -22,6 +23,7 @@ SCORES = ("log_p_x", "max_p_y")
 @dataclass
 class Reliability:
     """A reliability diagram. edges (bins + 1,); count, confidence and accuracy (bins,): NaN where a bin is empty."""
+
     edges: np.ndarray
     count: np.ndarray
     confidence: np.ndarray
@@ -46,17 +48,19 @@ def reliability(confidence, correct, bins: int = 20, one_apart: bool = False) ->
     """
     p, hit = torch.as_tensor(confidence).detach().cpu(), torch.as_tensor(correct).detach().cpu().double()
     if p.dim() != 1 or p.shape != hit.shape or not len(p) or bins < 1:
-        raise ValueError(f"confidence {tuple(p.shape)}, correct {tuple(hit.shape)}, {bins} bins: expected two "
-                         "vectors of one length, at least 1, and at least one bin")
+        raise ValueError(
+            f"confidence {tuple(p.shape)}, correct {tuple(hit.shape)}, {bins} bins: expected two "
+            "vectors of one length, at least 1, and at least one bin"
+        )
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"confidences from {p.min():.4g} to {p.max():.4g}: expected probabilities in [0, 1]")
     p = p if p.dtype in (torch.float32, torch.float64) else p.double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=p.dtype)       # in p's precision: 0.15 is not one number in both
+    edges = torch.linspace(0, 1, bins + 1, dtype=p.dtype)  # in p's precision: 0.15 is not one number in both
     m = torch.bucketize(p, edges, right=True) - 1
     bars = bins + one_apart
     m, hit, p = m.clamp_max(bars - 1).numpy(), hit.numpy(), p.double().numpy()
     count = np.bincount(m, minlength=bars)
-    with np.errstate(invalid="ignore"):                         # 0 / 0: an empty bin
+    with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
         means = [np.bincount(m, v, minlength=bars) / count for v in (p, hit)]
     edges = np.append(edges, 1.0) if one_apart else edges.numpy()
     return Reliability(edges.astype(float), count, *means)
@@ -96,14 +100,17 @@ def auroc(inside, outside) -> float:
         if s.ndim != 1 or not len(s):
             raise ValueError(f"auroc: {name} has shape {s.shape}; expected at least one score in one dimension")
         if not np.isfinite(s).all():
-            raise ValueError(f"auroc: {(~np.isfinite(s)).sum()} of {len(s)} scores in {name} are not finite: has the "
-                             "model diverged?")
-    from sklearn.metrics import roc_auc_score                   # half a second to import
+            raise ValueError(
+                f"auroc: {(~np.isfinite(s)).sum()} of {len(s)} scores in {name} are not finite: has the model diverged?"
+            )
+    from sklearn.metrics import roc_auc_score  # half a second to import
+
     return float(roc_auc_score(np.repeat([1, 0], [len(a), len(b)]), np.concatenate([a, b])))
 
 
-def bootstrap_statistic(statistic: Callable[..., float], *arrays, level: float = 0.95, resamples: int = 200,
-                        seed: int = 0, paired: bool = False) -> tuple[float, float]:
+def bootstrap_statistic(
+    statistic: Callable[..., float], *arrays, level: float = 0.95, resamples: int = 200, seed: int = 0, paired: bool = False
+) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of statistic(*arrays). For a mean, metrics.bootstrap is faster.
 
     Args:
@@ -114,8 +121,10 @@ def bootstrap_statistic(statistic: Callable[..., float], *arrays, level: float =
     arrays = [np.asarray(a) for a in arrays]
     sizes = [a.shape[0] if a.ndim else 0 for a in arrays]
     if not arrays or min(sizes) < 2 or (paired and len(set(sizes)) > 1):
-        raise ValueError(f"bootstrap_statistic: lengths {sizes}, paired={paired}; expected at least two entries "
-                         "each, equally many where paired")
+        raise ValueError(
+            f"bootstrap_statistic: lengths {sizes}, paired={paired}; expected at least two entries "
+            "each, equally many where paired"
+        )
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):

@@ -3,6 +3,7 @@
 Every sampler descends E.  `alpha` multiplies the gradient as it stands: the texts' SGLD (JEM++ Eq. 3)
 writes alpha/2, the official codes alpha; we follow the codes, and notebook 04 shows the difference.
 """
+
 from __future__ import annotations
 
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lib.energy import Energy, gradient
+from lib.parts.energy import Energy, gradient
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -26,8 +27,16 @@ def last(chain: Iterable[Tensor]) -> Tensor:
     return x.detach()
 
 
-def sgld(E, x: Tensor, *, K: int, alpha: float, noise: float = 0.0, clip: tuple[float, float] | None = None,
-         generator: torch.Generator | None = None) -> Iterator[Tensor]:
+def sgld(
+    E,
+    x: Tensor,
+    *,
+    K: int,
+    alpha: float,
+    noise: float = 0.0,
+    clip: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
     """Stochastic gradient Langevin dynamics: x <- x - alpha dE/dx + noise eps  (JEM++ Eq. 3).
 
     Exact Langevin dynamics, whose stationary density tends to exp(-E)/Z as the step tends to zero, has
@@ -40,9 +49,17 @@ def sgld(E, x: Tensor, *, K: int, alpha: float, noise: float = 0.0, clip: tuple[
     yield from _descend(E, x, K, alpha, None, noise, clip, generator)
 
 
-def proximal_sgld(E, x: Tensor, *, K: int, alpha: float, epsilon: float = 1.0, noise: float = 0.0,
-                  clip: tuple[float, float] | None = (-1.0, 1.0),
-                  generator: torch.Generator | None = None) -> Iterator[Tensor]:
+def proximal_sgld(
+    E,
+    x: Tensor,
+    *,
+    K: int,
+    alpha: float,
+    epsilon: float = 1.0,
+    noise: float = 0.0,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
     """Proximal SGLD (JEM++ Eq. 10): the gradient is clamped to [-epsilon, epsilon], so that no step
     moves a pixel by more than alpha * epsilon."""
     yield from _descend(E, x, K, alpha, epsilon, noise, clip, generator)
@@ -56,9 +73,19 @@ def _descend(E, x, K, alpha, epsilon, noise, clip, generator):
         yield (x := _perturb(_clip(x - alpha * g, clip), noise, clip, generator))
 
 
-def pyld(E: Energy, x: Tensor, *, M: int, N: int, alpha: float, epsilon: float = 1.0, noise: float = 0.0,
-         clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None,
-         closed_form: bool = True) -> Iterator[Tensor]:
+def pyld(
+    E: Energy,
+    x: Tensor,
+    *,
+    M: int,
+    N: int,
+    alpha: float,
+    epsilon: float = 1.0,
+    noise: float = 0.0,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+    closed_form: bool = True,
+) -> Iterator[Tensor]:
     """PYLD-M-N sampling (JEM++ Algorithm 1): M full passes, N cheap inner steps after each.
 
     The slack variable p = dE/df0(x) is frozen during the inner steps, whose gradient is
@@ -74,7 +101,7 @@ def pyld(E: Energy, x: Tensor, *, M: int, N: int, alpha: float, epsilon: float =
     for _ in range(M):
         with torch.enable_grad():
             h = E.first(x).detach().requires_grad_()
-            p = torch.autograd.grad(E.tail(h).sum(), h)[0]           # the slack variable, Eq. 13
+            p = torch.autograd.grad(E.tail(h).sum(), h)[0]  # the slack variable, Eq. 13
         for _ in range(N):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
@@ -83,9 +110,17 @@ def pyld(E: Energy, x: Tensor, *, M: int, N: int, alpha: float, epsilon: float =
         yield (x := _perturb(x, noise, clip, generator))
 
 
-def pgd(E, x: Tensor, *, K: int, alpha: float, radius: float | None = None,
-        clip: tuple[float, float] | None = (0.0, 1.0), climb: bool = False,
-        generator: torch.Generator | None = None) -> Iterator[Tensor]:
+def pgd(
+    E,
+    x: Tensor,
+    *,
+    K: int,
+    alpha: float,
+    radius: float | None = None,
+    clip: tuple[float, float] | None = (0.0, 1.0),
+    climb: bool = False,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
     """PGD sampling (AT-EBM Eq. 7, 8): x <- P(x - alpha g / |g|_2), g = dE/dx; with E = -f this is the paper's ascent on f.
 
     Every step has length alpha whatever the energy's scale, so K steps move an image by at most K alpha; there is no
@@ -113,8 +148,9 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
 
 
-def sample(E: Energy, x: Tensor, step, generator: torch.Generator | None = None, low: float = -1.0,
-           **changes) -> Iterator[Tensor]:
+def sample(
+    E: Energy, x: Tensor, step, generator: torch.Generator | None = None, low: float = -1.0, **changes
+) -> Iterator[Tensor]:
     """The chain that a run's `step` configuration describes (lib.params.Step): one cell of the table. Images are in
     [low, 1]; `changes` replace arguments of the sampler (K, while it grows)."""
     own = step.arguments(low) | changes
@@ -135,7 +171,7 @@ class Graph:
 
     def __init__(self, chain: Callable[[Tensor], Tensor], state: Iterable[Tensor] = (), generator=None):
         self.chain, self.state, self.generator = chain, list(state), generator
-        self.graph = None                                        # None: not yet captured; False: cannot be
+        self.graph = None  # None: not yet captured; False: cannot be
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.graph is None:
@@ -148,18 +184,18 @@ class Graph:
             return self.chain(x)
         self.start.copy_(x)
         self.graph.replay()
-        return self.end.clone()                                  # the next launch overwrites it
+        return self.end.clone()  # the next launch overwrites it
 
     def _capture(self, x: Tensor):
         before, drawn = [t.clone() for t in self.state], self.generator and self.generator.get_state()
         self.start, side = x.clone(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(side):                        # warm-up: libraries allocate and choose algorithms
+            with torch.cuda.stream(side):  # warm-up: libraries allocate and choose algorithms
                 for _ in range(2):
                     self.chain(self.start)
             torch.cuda.current_stream().wait_stream(side)
-        finally:                                                 # which must leave no trace
+        finally:  # which must leave no trace
             for t, value in zip(self.state, before):
                 t.copy_(value)
             if self.generator:

@@ -4,6 +4,7 @@ JEM++ Eq. 4, SADA-JEM Eq. 4:  E(x) = -LSE_y f(x)[y].   AT-EBM Sec. 3.1:  E(x) = 
 The second is the first with a single logit, because the log-sum-exp of one number is that number: one
 formula serves all three papers, and nothing else in this project flips a sign.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -36,11 +37,16 @@ class Energy:
         model: a network with `first`, `rest` and `forward = rest . first`, giving logits (B, C).
         y: class indices (B,); given, the energy is E(x, y) in place of E(x).
         precision: 'fp32' or 'bf16' (autocast; the log-sum-exp and the result stay in fp32).
-        forward: what computes the logits in the model's place: lib.networks.compiled(model). None: the model.
+        forward: what computes the logits in the model's place: lib.parts.networks.compiled(model). None: the model.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor | None = None, precision: str = "fp32",
-                 forward: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        y: Tensor | None = None,
+        precision: str = "fp32",
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {precision!r}: expected 'fp32' or 'bf16'")
         self.model, self.y, self.precision, self.forward = model, y, precision, forward or model

@@ -5,6 +5,7 @@ chooses its step size. epsilon is in units of [low, high]: a radius r in AT-EBM'
 [-1, 1]. AT-EBM: L2, epsilon 1.0 at 32 px (7.0 at 256) in [0, 1], 100 steps, 5 restarts, 1,024 images; at N px,
 N / 32 moves a pixel as much.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.attacks import TINY, _check, _over, _steepest, _uniform_in_ball
-from lib.energy import energy
+from lib.measures.attacks import TINY, _check, _over, _steepest, _uniform_in_ball
+from lib.parts.energy import energy
 
-MOMENTUM = 0.75                 # alpha: the share of the new step; 1 - alpha carries the last move on
-ENOUGH = 0.75                   # rho: the share of steps that must raise the score, or the step size is halved
-Score = Callable[[Tensor], Tensor]                                      # (B, ...) -> (B,), higher: more an inlier
+MOMENTUM = 0.75  # alpha: the share of the new step; 1 - alpha carries the last move on
+ENOUGH = 0.75  # rho: the share of steps that must raise the score, or the step size is halved
+Score = Callable[[Tensor], Tensor]  # (B, ...) -> (B,), higher: more an inlier
 
 
 def log_p_x(model) -> Score:
@@ -35,17 +36,29 @@ def max_p_y(model) -> Score:
     Both sides of an AUROC need this scale (epsilon 0 gives clean images' scores); torch.sigmoid gives p back.
     Raises: ValueError, at the call, for fewer than two logits.
     """
+
     def log_odds(x: Tensor) -> Tensor:
         logits = model.eval()(x).float()
         if logits.shape[1] == 1:
             raise ValueError(f"max_p_y: logits {tuple(logits.shape)}; expected two classes or more. Use log_p_x")
         y = logits.argmax(1, keepdim=True)
         return logits.gather(1, y).squeeze(1) - logits.scatter(1, y, -torch.inf).logsumexp(1)
+
     return log_odds
 
 
-def adaptive_pgd(score: Score, x: Tensor, *, epsilon: float, norm: str = "l2", steps: int = 100, restarts: int = 5,
-                 low: float = 0.0, high: float = 1.0, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def adaptive_pgd(
+    score: Score,
+    x: Tensor,
+    *,
+    epsilon: float,
+    norm: str = "l2",
+    steps: int = 100,
+    restarts: int = 5,
+    low: float = 0.0,
+    high: float = 1.0,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
     """Maximise s(x), image by image, over the ball and the range: the best point of all steps and restarts.
 
     The clean image is a candidate, and restart r has the same random numbers however many there are: from one seed
@@ -61,7 +74,7 @@ def adaptive_pgd(score: Score, x: Tensor, *, epsilon: float, norm: str = "l2", s
     """
     _check(x, [epsilon], norm, steps, restarts, low, high)
     x = x.detach()
-    best, top = x.clone(), _climb(score, x)[0]                          # the clean images
+    best, top = x.clone(), _climb(score, x)[0]  # the clean images
     if not top.isfinite().all():
         raise ValueError(f"{(~top.isfinite()).sum()} of {len(x)} clean scores are not finite: has the model diverged?")
     for _ in range(restarts if epsilon else 0):
@@ -71,29 +84,53 @@ def adaptive_pgd(score: Score, x: Tensor, *, epsilon: float, norm: str = "l2", s
     return best, top
 
 
-def worst_case_scores(score: Score, x: Tensor, *, epsilon: float, norm: str = "l2", steps: int = 100,
-                      restarts: int = 5, low: float = 0.0, high: float = 1.0, seed: int = 0, batch: int = 256,
-                      device="cpu") -> np.ndarray:
-    """Scores (n,) of attacked images: the `outside` of lib.uncertainty.auroc. Arguments as in `adaptive_pgd`, but for
+def worst_case_scores(
+    score: Score,
+    x: Tensor,
+    *,
+    epsilon: float,
+    norm: str = "l2",
+    steps: int = 100,
+    restarts: int = 5,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+    batch: int = 256,
+    device="cpu",
+) -> np.ndarray:
+    """Scores (n,) of attacked images: the `outside` of lib.measures.uncertainty.auroc. Arguments as in `adaptive_pgd`, but for
 
         x: uint8 images (n, C, H, W), mapped to [low, high], the range that the network takes. The attacked ones are
             not rounded to bytes (nor are AT-EBM's).   batch: images at once; batch i draws its starts from seed + i.
     Raises: ValueError as there, and for images that are not bytes, no image, no batch, an empty range.
     """
     if x.dtype != torch.uint8 or not len(x) or batch < 1 or not low < high:
-        raise ValueError(f"images {tuple(x.shape)} of {x.dtype}, batch {batch}, range [{low:g}, {high:g}]: expected "
-                         "uint8 (lib.data.to_bytes makes it), at least one image and one a batch, low < high")
-    found = []                                                          # (batch,) each
+        raise ValueError(
+            f"images {tuple(x.shape)} of {x.dtype}, batch {batch}, range [{low:g}, {high:g}]: expected "
+            "uint8 (lib.data.to_bytes makes it), at least one image and one a batch, low < high"
+        )
+    found = []  # (batch,) each
     for i, part in enumerate(x.split(batch)):
         images = (part.to(device).float() / (255 / (high - low)) + low).clamp(low, high)
-        found.append(adaptive_pgd(score, images, epsilon=epsilon, norm=norm, steps=steps, restarts=restarts, low=low,
-                                  high=high, generator=torch.Generator().manual_seed(seed + i))[1].cpu())
+        found.append(
+            adaptive_pgd(
+                score,
+                images,
+                epsilon=epsilon,
+                norm=norm,
+                steps=steps,
+                restarts=restarts,
+                low=low,
+                high=high,
+                generator=torch.Generator().manual_seed(seed + i),
+            )[1].cpu()
+        )
     return torch.cat(found).numpy()
 
 
 def checkpoints(steps: int) -> list[int]:
     """When the step size may halve: ceil(p_j steps), p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06) (C & H, Sec. 3.2)."""
-    p = [0, 22]                                                         # in whole hundredths: no rounding
+    p = [0, 22]  # in whole hundredths: no rounding
     while p[-1] < 100:
         p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
     return sorted({-(-q * steps // 100) for q in p[1:-1]})
@@ -111,16 +148,16 @@ def project(z: Tensor, x: Tensor, epsilon: float, norm: str, low: float, high: f
     for _ in range(8):
         free = (t * d >= down) & (t * d <= up)
         spent = _over((d.clamp(down, up) * ~free).flatten(1).square().sum(1), d)
-        rest = _over((d * free).flatten(1).square().sum(1), d).clamp_min(TINY ** 2)
-        t = torch.maximum(t, ((epsilon ** 2 - spent).clamp_min(0) / rest).sqrt().clamp_max(1))
+        rest = _over((d * free).flatten(1).square().sum(1), d).clamp_min(TINY**2)
+        t = torch.maximum(t, ((epsilon**2 - spent).clamp_min(0) / rest).sqrt().clamp_max(1))
     return (x + t * d).clamp(low, high)
 
 
 def _chain(score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, steps: int, low: float, high: float):
     """Croce & Hein's Algorithm 1, each image with its own step size -> best images, their scores."""
     now, before, (s, g) = start, start, _climb(score, start)
-    best, last = (now, s, g), (0, s)                                    # last: the last checkpoint and its best score
-    step = torch.full_like(s, 2 * epsilon)                              # the ball's diameter: explore first
+    best, last = (now, s, g), (0, s)  # last: the last checkpoint and its best score
+    step = torch.full_like(s, 2 * epsilon)  # the ball's diameter: explore first
     halved, rises = torch.zeros_like(s).bool(), 0
     for k in range(1, steps + 1):
         z = project(now + _over(step, x) * _steepest(g, norm), x, epsilon, norm, low, high)
@@ -132,12 +169,12 @@ def _chain(score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, st
         if k in checkpoints(steps):
             halved = (rises < ENOUGH * (k - last[0])) | (~halved & (best[1] == last[1]))
             step = torch.where(halved, step / 2, step)
-            now, s, g = _pick(halved, best, (now, s, g))                # go on from the best point
+            now, s, g = _pick(halved, best, (now, s, g))  # go on from the best point
             rises, last = 0, (k, best[1])
     return best[:2]
 
 
-def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:           # s(x) (B,); ds/dx alone, none of the weights
+def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/dx alone, none of the weights
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         s = score(x)
@@ -146,5 +183,5 @@ def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:           # s(x) (
         return s.detach(), torch.autograd.grad(s.sum(), x)[0]
 
 
-def _pick(mask: Tensor, yes, no) -> tuple[Tensor, ...]:                 # by mask (B,), of tensors (B, ...)
+def _pick(mask: Tensor, yes, no) -> tuple[Tensor, ...]:  # by mask (B,), of tensors (B, ...)
     return tuple(torch.where(_over(mask, a), a, b) for a, b in zip(yes, no))

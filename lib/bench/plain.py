@@ -4,6 +4,7 @@ Line by line, in float32: every inner step of PYLD through autograd, the replay 
 every image of a batch though one in twenty is used, SAM's two passes in a row. Shares networks, data and p0 with the
 package, and nothing else of how it computes.
 """
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lib import data, train
+from lib import train
 
 
 def energy(model, x: Tensor) -> Tensor:
@@ -66,13 +67,17 @@ class Plain:
         self.run, self.stream, self.plain, self.device = trainer.run, trainer.stream, trainer.plain, trainer.device
         self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
         u = self.run.update
-        kind = {"adam": lambda p: torch.optim.Adam(p, u.lr, u.betas, weight_decay=u.weight_decay),
-                "sgd": lambda p: torch.optim.SGD(p, u.lr, u.momentum, weight_decay=u.weight_decay)}[u.optimizer]
+        kind = {
+            "adam": lambda p: torch.optim.Adam(p, u.lr, u.betas, weight_decay=u.weight_decay),
+            "sgd": lambda p: torch.optim.SGD(p, u.lr, u.momentum, weight_decay=u.weight_decay),
+        }[u.optimizer]
         self.optimizer, self.iteration, self.start = kind(self.model.parameters()), 0, trainer.start
         self.images = trainer.buffer.images.cpu().clone() if trainer.buffer else None
         self.normals = None
         if hasattr(self.start, "factor"):
-            self.normals = [MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.start.mu, self.start.factor)]
+            self.normals = [
+                MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.start.mu, self.start.factor)
+            ]
 
     def draw(self, n: int) -> Tensor:
         """n starts from p0, one at a time where it is a mixture of Gaussians."""

@@ -4,16 +4,17 @@
 for the "paper beside ours" tables. Ids are `<paper>-<label in the paper>`; the labels of the JEM++ supplement
 begin with `supp-`. Pure data: no number here steers a run (those live in `params.yaml`).
 """
+
 from dataclasses import dataclass
 
 PAPERS: dict[str, str] = {
     "jempp": "Xiulong Yang and Shihao Ji. JEM++: Improved Techniques for Training JEM. "
-             "IEEE/CVF International Conference on Computer Vision (ICCV), 2021.",
+    "IEEE/CVF International Conference on Computer Vision (ICCV), 2021.",
     "sada": "Xiulong Yang, Qing Su and Shihao Ji. Towards Bridging the Performance Gaps of Joint "
-            "Energy-Based Models. IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR), "
-            "2023.",
+    "Energy-Based Models. IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR), "
+    "2023.",
     "at": "Xuwang Yin, Shiying Li and Gustavo K. Rohde. Learning Energy-Based Models with Adversarial "
-          "Training. European Conference on Computer Vision (ECCV), 2022.",
+    "Training. European Conference on Computer Vision (ECCV), 2022.",
 }
 
 
@@ -130,9 +131,10 @@ ARTEFACTS: dict[str, Artefact] = {
 # -------------------------------------------------------------------------------------------- JEM++'s numbers
 _JEMPP_NUMBERS = (
     Published(
-        "jempp-table1", "JEM++ Table 1", "none",
-        ("Training method", "Fast", "Stable", "High dim", "No aux. model", "Unrestricted arch",
-         "Approx. likelihood"),
+        "jempp-table1",
+        "JEM++ Table 1",
+        "none",
+        ("Training method", "Fast", "Stable", "High dim", "No aux. model", "Unrestricted arch", "Approx. likelihood"),
         (
             ("SGLD-based", False, False, True, True, True, True),
             ("Score Matching", True, False, True, True, False, False),
@@ -143,7 +145,9 @@ _JEMPP_NUMBERS = (
         "Ticks are True, crosses False, and the paper's upward arrow 'improved'.",
     ),
     Published(
-        "jempp-table2", "JEM++ Table 2", "CIFAR-10",
+        "jempp-table2",
+        "JEM++ Table 2",
+        "CIFAR-10",
         ("Model", "Class", "Speed-up per epoch", "Acc %", "IS", "FID"),
         (
             ("Residual Flow", "single hybrid", None, 70.3, 3.60, 46.4),
@@ -164,7 +168,9 @@ _JEMPP_NUMBERS = (
         "prints 21.7 for SNGAN's FID and 96.2 for softmax; AT-EBM Table 2 differs on IGEBM, SNGAN and NCSN.",
     ),
     Published(
-        "jempp-table3", "JEM++ Table 3", "SVHN and CIFAR-100",
+        "jempp-table3",
+        "JEM++ Table 3",
+        "SVHN and CIFAR-100",
         ("Model", "SVHN acc %", "CIFAR-100 acc %"),
         (
             ("Softmax (w/ BN)", 97.0, 78.9),
@@ -176,7 +182,9 @@ _JEMPP_NUMBERS = (
         "On CIFAR-100, SADA-JEM Table 2 prints 72.1 (M=5) and 74.2 (M=10) for JEM++ and 81.3 for softmax.",
     ),
     Published(
-        "jempp-table4", "JEM++ Table 4", "CIFAR-10",
+        "jempp-table4",
+        "JEM++ Table 4",
+        "CIFAR-10",
         ("Model", "M", "N", "Minutes per epoch", "Speed-up"),
         (
             ("JEM", None, None, 30.1, 1.0),
@@ -193,7 +201,9 @@ _JEMPP_NUMBERS = (
         "JEM has K = 20. The printed speed-ups follow from the printed minutes to within 0.01.",
     ),
     Published(
-        "jempp-table5", "JEM++ Table 5", "CIFAR-10",
+        "jempp-table5",
+        "JEM++ Table 5",
+        "CIFAR-10",
         ("Ablation", "Acc %", "IS", "FID"),
         (
             ("JEM++", 93.5, 8.29, 37.1),
@@ -209,7 +219,9 @@ _JEMPP_NUMBERS = (
         "than for JEM++ (37.1).",
     ),
     Published(
-        "jempp-supp-table1", "JEM++ supplement, Table 1", "CIFAR-10",
+        "jempp-supp-table1",
+        "JEM++ supplement, Table 1",
+        "CIFAR-10",
         ("Variable", "Value"),
         (
             ("Number of outer steps M", "5, 10"),
@@ -223,27 +235,25 @@ _JEMPP_NUMBERS = (
         "SADA-JEM (section 4.1) says that it easily diverges at early epochs.",
     ),
     Published(
-        "jempp-supp-fig4", "JEM++ supplement, section 3.2", "CIFAR-10",
+        "jempp-supp-fig4",
+        "JEM++ supplement, section 3.2",
+        "CIFAR-10",
         ("Model", "ECE %"),
-        (
-            ("JEM", 4.2),
-            ("JEM++", 2.35),
-        ),
-        "20 bins. The text does not say whether JEM++'s figure is that of M=5 or M=10; softmax's is not "
-        "stated.",
+        (("JEM", 4.2), ("JEM++", 2.35)),
+        "20 bins. The text does not say whether JEM++'s figure is that of M=5 or M=10; softmax's is not stated.",
     ),
     Published(
-        "jempp-supp-fig5", "JEM++ supplement, section 3.2", "CIFAR-100",
+        "jempp-supp-fig5",
+        "JEM++ supplement, section 3.2",
+        "CIFAR-100",
         ("Model", "ECE %"),
-        (
-            ("JEM", 4.87),
-            ("JEM++", 3.3),
-        ),
-        "20 bins. The text does not say whether JEM++'s figure is that of M=5 or M=10; softmax's is not "
-        "stated.",
+        (("JEM", 4.87), ("JEM++", 3.3)),
+        "20 bins. The text does not say whether JEM++'s figure is that of M=5 or M=10; softmax's is not stated.",
     ),
     Published(
-        "jempp-supp-table2", "JEM++ supplement, Table 2", "CIFAR-10",
+        "jempp-supp-table2",
+        "JEM++ supplement, Table 2",
+        "CIFAR-10",
         ("Model", "Score", "SVHN", "CIFAR10 Interp", "CIFAR100", "CelebA"),
         (
             ("Uncond Glow", "log p(x)", 0.05, 0.51, 0.55, 0.57),
@@ -267,7 +277,9 @@ _JEMPP_NUMBERS = (
 # ----------------------------------------------------------------------------------------- SADA-JEM's numbers
 _SADA_NUMBERS = (
     Published(
-        "sada-table1", "SADA-JEM Table 1", "CIFAR-10",
+        "sada-table1",
+        "SADA-JEM Table 1",
+        "CIFAR-10",
         ("Model", "Class", "Acc %", "IS", "FID"),
         (
             ("SADA-JEM (K=5)", "ours", 95.5, 8.77, 9.41),
@@ -295,7 +307,9 @@ _SADA_NUMBERS = (
         "0.01.",
     ),
     Published(
-        "sada-table2", "SADA-JEM Table 2", "CIFAR-100",
+        "sada-table2",
+        "SADA-JEM Table 2",
+        "CIFAR-100",
         ("Model", "Acc %", "IS", "FID"),
         (
             ("SADA-JEM (K=5)", 75.0, 11.63, 14.4),
@@ -316,18 +330,17 @@ _SADA_NUMBERS = (
         "72.0 (M=5) and 74.5 (M=10) for JEM++ and 78.9 for softmax.",
     ),
     Published(
-        "sada-fig4", "SADA-JEM section 4.2", "CIFAR-10",
+        "sada-fig4",
+        "SADA-JEM section 4.2",
+        "CIFAR-10",
         ("Model", "ECE %"),
-        (
-            ("Softmax (w/o BN)", 5.5),
-            ("JEM (K=20)", 4.2),
-            ("JEM++ (M=10)", None),
-            ("SADA-JEM (K=10)", 2.04),
-        ),
+        (("Softmax (w/o BN)", 5.5), ("JEM (K=20)", 4.2), ("JEM++ (M=10)", None), ("SADA-JEM (K=10)", 2.04)),
         "JEM++'s panel is shown, but the text states no number for it.",
     ),
     Published(
-        "sada-table3", "SADA-JEM Table 3", "CIFAR-10",
+        "sada-table3",
+        "SADA-JEM Table 3",
+        "CIFAR-10",
         ("Model", "Score", "SVHN", "CIFAR10 Interp", "CIFAR100", "CelebA"),
         (
             ("WideResNet", "log p(x)", 0.91, None, 0.87, 0.78),
@@ -347,11 +360,12 @@ _SADA_NUMBERS = (
             ("SADA-JEM (K=10)", "max p(y|x)", 0.93, 0.78, 0.89, 0.78),
             ("SADA-JEM (K=20)", "max p(y|x)", 0.96, 0.80, 0.91, 0.84),
         ),
-        "AUROC in [0, 1]. JEM++'s own supplement (Table 2) prints .89, not .80, for JEM++ (M=20), log p(x), "
-        "CelebA.",
+        "AUROC in [0, 1]. JEM++'s own supplement (Table 2) prints .89, not .80, for JEM++ (M=20), log p(x), CelebA.",
     ),
     Published(
-        "sada-table5", "SADA-JEM Table 5", "CIFAR-10",
+        "sada-table5",
+        "SADA-JEM Table 5",
+        "CIFAR-10",
         ("Ablation", "Acc %", "FID"),
         (
             ("JEM", 89.5, 36.2),
@@ -367,7 +381,9 @@ _SADA_NUMBERS = (
         "'from 35.0 to 11.4', but 35.0 is JEM +SAM's FID; that of JEM++ +SAM is 36.6.",
     ),
     Published(
-        "sada-table6", "SADA-JEM Table 6", "CIFAR-10",
+        "sada-table6",
+        "SADA-JEM Table 6",
+        "CIFAR-10",
         ("Ablation", "Acc %", "FID"),
         (
             ("ASAM (ρ=0.5)", 94.2, 12.1),
@@ -384,7 +400,9 @@ _SADA_NUMBERS = (
         "K = 10. ASAM (ρ=8) diverged after the second epoch.",
     ),
     Published(
-        "sada-table7", "SADA-JEM Table 7", "CIFAR-10 and CIFAR-100",
+        "sada-table7",
+        "SADA-JEM Table 7",
+        "CIFAR-10 and CIFAR-100",
         ("Variable", "Value"),
         (
             ("Number of SGLD steps K", "5, 10, 20"),
@@ -401,21 +419,34 @@ _SADA_NUMBERS = (
 # ------------------------------------------------------------------------------------------- AT-EBM's numbers
 _AT_NUMBERS = (
     Published(
-        "at-table1", "AT-EBM Table 1", "none",
+        "at-table1",
+        "AT-EBM Table 1",
+        "none",
         ("Difference", "EBMs", "Binary AT"),
         (
-            ("Objective gradient", "E_pdata[∇θ fθ(x)] − E_pθ[∇θ fθ(x)]",
-             "E_pdata[(1 − σ(fθ(x))) ∇θ fθ(x)] − E_pT*[σ(fθ(x)) ∇θ fθ(x)]"),
-            ("Contrastive data", "x0 ~ p0, x_{i+1} = x_i + (λ/2) ∇x fθ(x_i) + ε, ε ~ N(0, λ)",
-             "x0 ~ p0, x_{i+1} = x_i + λ ∇x fθ(x_i) / ‖∇x fθ(x_i)‖₂"),
-            ("p0 data", "A noise distribution or a distribution close to pdata",
-             "A real and diverse out-distribution dataset (80 million tiny images for CIFAR-10, ImageNet "
-             "for the 256 x 256 datasets)"),
+            (
+                "Objective gradient",
+                "E_pdata[∇θ fθ(x)] − E_pθ[∇θ fθ(x)]",
+                "E_pdata[(1 − σ(fθ(x))) ∇θ fθ(x)] − E_pT*[σ(fθ(x)) ∇θ fθ(x)]",
+            ),
+            (
+                "Contrastive data",
+                "x0 ~ p0, x_{i+1} = x_i + (λ/2) ∇x fθ(x_i) + ε, ε ~ N(0, λ)",
+                "x0 ~ p0, x_{i+1} = x_i + λ ∇x fθ(x_i) / ‖∇x fθ(x_i)‖₂",
+            ),
+            (
+                "p0 data",
+                "A noise distribution or a distribution close to pdata",
+                "A real and diverse out-distribution dataset (80 million tiny images for CIFAR-10, ImageNet "
+                "for the 256 x 256 datasets)",
+            ),
         ),
         "E_p[.] is the expectation under p; pT* is the distribution of the perturbed p0 samples.",
     ),
     Published(
-        "at-table2", "AT-EBM Table 2", "CIFAR-10",
+        "at-table2",
+        "AT-EBM Table 2",
+        "CIFAR-10",
         ("Model", "Class", "IS", "FID"),
         (
             ("Ours", "AT", 9.10, 13.21),
@@ -445,7 +476,9 @@ _AT_NUMBERS = (
         "is the α=1).",
     ),
     Published(
-        "at-table3", "AT-EBM Table 3", "CelebA-HQ 256, AFHQ-CAT and LSUN Church",
+        "at-table3",
+        "AT-EBM Table 3",
+        "CelebA-HQ 256, AFHQ-CAT and LSUN Church",
         ("Model", "Data set", "FID"),
         (
             ("Ours", "CelebA-HQ 256", None),
@@ -468,7 +501,9 @@ _AT_NUMBERS = (
         "order.",
     ),
     Published(
-        "at-table4", "AT-EBM Table 4", "CIFAR-10",
+        "at-table4",
+        "AT-EBM Table 4",
+        "CIFAR-10",
         ("OOD data set", "Setting", "OE", "JEM", "RATIO", "Ours"),
         (
             ("SVHN", "standard", 99.4, 89.3, 96.5, 93.0),

@@ -1,4 +1,5 @@
 """What the loss is. All take energies or logits and return a scalar to be minimised."""
+
 from __future__ import annotations
 
 import torch
@@ -24,8 +25,16 @@ def energy_l2(energy_real: Tensor, energy_sample: Tensor) -> Tensor:
     return energy_real.square().mean() + energy_sample.square().mean()
 
 
-def joint(logits: Tensor, y: Tensor, energy_real: Tensor, energy_sample: Tensor, *,
-          classify: float = 1.0, generate: float = 1.0, l2: float = 0.0) -> Tensor:
+def joint(
+    logits: Tensor,
+    y: Tensor,
+    energy_real: Tensor,
+    energy_sample: Tensor,
+    *,
+    classify: float = 1.0,
+    generate: float = 1.0,
+    l2: float = 0.0,
+) -> Tensor:
     """-log p(x, y) = -log p(y|x) - log p(x)  (JEM++ Eq. 5), each term with its weight."""
     loss = classify * classification(logits, y) + generate * contrastive(energy_real, energy_sample)
     return loss + l2 * energy_l2(energy_real, energy_sample) if l2 else loss
@@ -45,5 +54,5 @@ def r1(energy_real: Tensor, x: Tensor) -> Tensor:
 
     energy_real (m,), computed from x (m, ...), which requires its gradient. The result can be differentiated again.
     """
-    g, = torch.autograd.grad(energy_real.sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(energy_real.sum(), x, create_graph=True)
     return g.flatten(1).square().sum(1).mean() / 2

@@ -2,8 +2,9 @@
 
 Inception features mean little on small grey images. There, the Frechet distance and the Inception Score are
 computed on a fixed classifier of this pipeline (run `reference`) and carry other names, FD-clf and IS-clf:
-never compare them with a paper's FID and IS. FID and IS themselves, and KID, are of `lib.inception`'s features.
+never compare them with a paper's FID and IS. FID and IS themselves, and KID, are of `lib.measures.inception`'s features.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor
 
 from lib import data
-from lib.energy import log_p_y
+from lib.parts.energy import log_p_y
 
-BATCH = 500         # images at once; fewer where they are larger than 32 x 32
-FEW = 10_000        # images: with fewer, FID's bias is large, and KID, which has none, stands beside it
+BATCH = 500  # images at once; fewer where they are larger than 32 x 32
+FEW = 10_000  # images: with fewer, FID's bias is large, and KID, which has none, stands beside it
 
 
 class Moments(NamedTuple):
     """Of features of real images: mean (F,), covariance (F, F), and for KID some of the features themselves (n, F)."""
+
     mean: np.ndarray
     covariance: np.ndarray
     some: np.ndarray | None = None
@@ -37,7 +39,7 @@ def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu",
 
 def batches(x: Tensor, most: int = BATCH) -> tuple[Tensor, ...]:
     """Images (n, C, H, W) in parts of at most `most`, fewer where they are larger than 32x32: activations grow with pixels."""
-    return x.split(max(1, most * 32 ** 2 // max(32 ** 2, x.shape[-1] * x.shape[-2])))
+    return x.split(max(1, most * 32**2 // max(32**2, x.shape[-1] * x.shape[-2])))
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -84,8 +86,9 @@ def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) 
 
     With fewer images than feature dimensions a covariance is rank-deficient: clean-fid then adds a small ridge.
     """
-    from lib import vision  # noqa: F401  (clean-fid imports torchvision: see lib/vision.py)
+    from lib import vision  # noqa: F401  # isort: skip  (clean-fid imports torchvision: see lib/vision.py)
     from cleanfid.fid import frechet_distance
+
     return float(max(0.0, frechet_distance(a[0], a[1], b[0], b[1])))
 
 
@@ -112,12 +115,18 @@ def most_confident(confidence: np.ndarray, predicted: np.ndarray, share: float) 
     kept = []
     for c in np.unique(predicted):
         own = np.flatnonzero(predicted == c)
-        kept.append(own[np.argsort(-confidence[own], kind="stable")][:max(1, round(share * len(own)))])
+        kept.append(own[np.argsort(-confidence[own], kind="stable")][: max(1, round(share * len(own)))])
     return np.sort(np.concatenate(kept))
 
 
-def frechet_interval(features: np.ndarray, real: tuple[np.ndarray, np.ndarray], value: float, resamples: int = 30,
-                     level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def frechet_interval(
+    features: np.ndarray,
+    real: tuple[np.ndarray, np.ndarray],
+    value: float,
+    resamples: int = 30,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Basic bootstrap interval over the images of a Frechet distance, `value`, to fixed moments `real`.
 
     A Frechet distance is biased upwards in small sets, and more so in resampled ones: the basic interval,
@@ -156,15 +165,16 @@ def fid(features: np.ndarray, real: Moments) -> float:
     a = (features - features.mean(0)) / np.sqrt(n - 1)
     root = np.sqrt(np.linalg.eigvalsh(a @ real.covariance @ a.T).clip(0)).sum()
     apart = ((features.mean(0) - real.mean) ** 2).sum()
-    return float(max(0.0, apart + (a ** 2).sum() + np.trace(real.covariance) - 2 * root))
+    return float(max(0.0, apart + (a**2).sum() + np.trace(real.covariance) - 2 * root))
 
 
 def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
     """Kernel Inception Distance by clean-fid (Binkowski et al. 2018): the unbiased squared MMD, cubic kernel, mean over
     100 random subsets of at most 1,000 features; may be negative. features (n, F), real (m, F), n and m >= 2."""
-    from lib import vision  # noqa: F401  (clean-fid imports torchvision: see lib/vision.py)
+    from lib import vision  # noqa: F401  # isort: skip  (clean-fid imports torchvision: see lib/vision.py)
     from cleanfid.fid import kernel_distance
-    before = np.random.get_state()                      # it draws its subsets from numpy's global numbers
+
+    before = np.random.get_state()  # it draws its subsets from numpy's global numbers
     try:
         np.random.seed(seed)
         return kernel_distance(features.astype(np.float64), real.astype(np.float64))
@@ -173,7 +183,7 @@ def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
 
 
 def inception_quality(images: Tensor, network, real: Moments) -> dict:
-    """FID and IS (10 splits) of uint8 images by a `lib.inception.Inception`, to the moments `real` of the same mode;
+    """FID and IS (10 splits) of uint8 images by a `lib.measures.inception.Inception`, to the moments `real` of the same mode;
     KID beside them where images are few."""
     features, probabilities = network(images)
     score, spread = inception_score(probabilities, min(10, max(1, len(images) // 2)))

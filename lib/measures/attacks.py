@@ -3,6 +3,7 @@
 epsilon is in units of the [-1, 1] range. The papers count on [0, 1], in 255ths for L-infinity: that range is half
 as long, so their 8/255 is 2 * 8/255 = 0.063 here, and their L2 radius r is 2 r here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import data, networks
+from lib import data
+from lib.parts import networks
 
 NORMS = ("linf", "l2")
-TINY = 1e-12                    # a zero gradient has no direction: the image stays where it is (foolbox's rule too)
+TINY = 1e-12  # a zero gradient has no direction: the image stays where it is (foolbox's rule too)
 
 
 def cross_entropy_gradient(model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -23,17 +25,32 @@ def cross_entropy_gradient(model) -> Callable[[Tensor, Tensor], tuple[Tensor, Te
     An attack on a defence that is random or not differentiable hands `pgd` another such callable: EOT averages
     over the defence's chains, BPDA replaces their backward pass. Only the input's gradient is computed.
     """
+
     def loss_gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             loss = F.cross_entropy(model(x), y, reduction="none")
             return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
     return loss_gradient
 
 
-def pgd(model, x: Tensor, y: Tensor, *, epsilon: float, norm: str, steps: int = 40, step_size: float | None = None,
-        restarts: int = 1, random_start: bool = True, generator: torch.Generator | None = None,
-        low: float = -1.0, high: float = 1.0, loss_gradient=None) -> Tensor:
+def pgd(
+    model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float,
+    norm: str,
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+    low: float = -1.0,
+    high: float = 1.0,
+    loss_gradient=None,
+) -> Tensor:
     """Projected gradient descent (Madry et al. 2018, Sec. 2.1): x <- P(x + step_size * steepest ascent of the loss),
     where P projects on the ball around the clean image, then on the range of images.
 
@@ -62,7 +79,7 @@ def pgd(model, x: Tensor, y: Tensor, *, epsilon: float, norm: str, steps: int = 
             _, g = loss_gradient(x_adv, y)
             x_adv = (x + _project(x_adv + step * _steepest(g, norm) - x, epsilon, norm)).clamp(low, high)
         if restarts == 1:
-            return x_adv                                            # nothing to compare: save a pass
+            return x_adv  # nothing to compare: save a pass
         loss, _ = loss_gradient(x_adv, y)
         if best is None:
             best, highest = x_adv, loss
@@ -71,8 +88,19 @@ def pgd(model, x: Tensor, y: Tensor, *, epsilon: float, norm: str, steps: int = 
     return best
 
 
-def own_pgd(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 40, *, step_size: float | None = None,
-            restarts: int = 1, random_start: bool = True, seed: int = 0) -> list[float]:
+def own_pgd(
+    model,
+    x: Tensor,
+    y: Tensor,
+    epsilons,
+    norm: str,
+    steps: int = 40,
+    *,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    seed: int = 0,
+) -> list[float]:
     """Robust accuracy, one number in [0, 1] per epsilon, by `pgd`; arguments as there. Puts the model in eval mode.
 
     An image counts as robust where no restart fools the model. Each epsilon uses the same random numbers, so that a
@@ -84,19 +112,40 @@ def own_pgd(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 40, *
     for epsilon in epsilons:
         g, robust = torch.Generator().manual_seed(seed), torch.ones(len(x), dtype=torch.bool, device=x.device)
         for _ in range(restarts):
-            x_adv = pgd(model, x, y, epsilon=epsilon, norm=norm, steps=steps, step_size=step_size,
-                        random_start=random_start, generator=g)
+            x_adv = pgd(
+                model,
+                x,
+                y,
+                epsilon=epsilon,
+                norm=norm,
+                steps=steps,
+                step_size=step_size,
+                random_start=random_start,
+                generator=g,
+            )
             with torch.no_grad():
                 robust &= model(x_adv).argmax(1) == y
         found.append(robust.double().mean().item())
     return found
 
 
-def foolbox_pgd(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 40, *, step_size: float | None = None,
-                restarts: int = 1, random_start: bool = True, seed: int = 0) -> list[float]:
+def foolbox_pgd(
+    model,
+    x: Tensor,
+    y: Tensor,
+    epsilons,
+    norm: str,
+    steps: int = 40,
+    *,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    seed: int = 0,
+) -> list[float]:
     """The same as `own_pgd` by foolbox (Rauber et al. 2017), the library behind JEM++'s robustness curves."""
     _check(x, epsilons, norm, steps, restarts)
     import foolbox
+
     kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
     attack = kind(rel_stepsize=2.5 / steps, abs_stepsize=step_size, steps=steps, random_start=random_start)
     attack = attack.repeat(restarts)
@@ -107,14 +156,27 @@ def foolbox_pgd(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 4
         target = foolbox.PyTorchModel(model, bounds=(-1, 1), device=x.device)
         for epsilon in epsilons:
             torch.manual_seed(seed)
-            _, _, fooled = attack(target, x, y, epsilons=[epsilon])                # (1, B)
+            _, _, fooled = attack(target, x, y, epsilons=[epsilon])  # (1, B)
             found.append((~fooled).double().mean().item())
     return found
 
 
-def robust_accuracy(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int = 40, by: str = "foolbox", *,
-                    step_size: float | None = None, restarts: int = 1, random_start: bool = True, seed: int = 0,
-                    batch: int = 500, device="cpu") -> list[float]:
+def robust_accuracy(
+    model,
+    x: Tensor,
+    y: Tensor,
+    epsilons,
+    norm: str,
+    steps: int = 40,
+    by: str = "foolbox",
+    *,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    seed: int = 0,
+    batch: int = 500,
+    device="cpu",
+) -> list[float]:
     """Accuracy under PGD, one number in [0, 1] per epsilon; epsilon 0 is the clean accuracy.
 
     PGD bounds robustness from above only, and a weak attack need not be monotone in epsilon: nothing here forces it.
@@ -131,8 +193,18 @@ def robust_accuracy(model, x: Tensor, y: Tensor, epsilons, norm: str, steps: int
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected equally many, and at least one")
     hits = torch.zeros(len(epsilons), dtype=torch.float64)
     for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch))):
-        shares = attacks[by](model, data.to_range(a.to(device)), b.to(device), epsilons, norm, steps,
-                             step_size=step_size, restarts=restarts, random_start=random_start, seed=seed + i)
+        shares = attacks[by](
+            model,
+            data.to_range(a.to(device)),
+            b.to(device),
+            epsilons,
+            norm,
+            steps,
+            step_size=step_size,
+            restarts=restarts,
+            random_start=random_start,
+            seed=seed + i,
+        )
         hits += len(a) * torch.tensor(shares, dtype=torch.float64)
     return (hits / len(x)).tolist()
 
@@ -178,5 +250,7 @@ def _check(x: Tensor, epsilons, norm: str, steps: int, restarts: int, low: float
     # On a GPU the look at the range would wait for the device, at each update of adversarial training.
     inside = x.is_cuda or bool(((x >= low) & (x <= high)).all())
     if not (x.is_floating_point() and len(x) and inside):
-        raise ValueError(f"images {tuple(x.shape)} of {x.dtype}: expected at least one, of floats in "
-                         f"[{low:g}, {high:g}] (lib.data.to_range makes them from bytes)")
+        raise ValueError(
+            f"images {tuple(x.shape)} of {x.dtype}: expected at least one, of floats in "
+            f"[{low:g}, {high:g}] (lib.data.to_range makes them from bytes)"
+        )

@@ -5,6 +5,7 @@
 SADA-JEM's text gives ASAM's step as e = rho T sign(grad L), which solves another problem (a ball in the maximum
 norm); its code, and Kwon et al., take e = rho T^2 grad L / |T grad L|, which solves Eq. 8, with T = diag |theta|. So do we.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -28,8 +29,14 @@ class SAM:
     Raises: ValueError for rho <= 0.
     """
 
-    def __init__(self, base: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False,
-                 second_pass: Callable = contextlib.nullcontext, reduce: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        second_pass: Callable = contextlib.nullcontext,
+        reduce: Callable[[], None] | None = None,
+    ):
         if not rho > 0:
             raise ValueError(f"rho {rho}: expected a radius > 0 (without SAM, use the optimiser itself)")
         self.base, self.rho, self.adaptive = base, rho, adaptive
@@ -53,7 +60,7 @@ class SAM:
     def ascend(self) -> Tensor:
         """theta <- theta + e from the gradients at theta; returns |grad L| (or |T grad L|), a scalar on the device."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        scaled = [p.abs() * p.grad if self.adaptive else p.grad for p in params]            # T grad L
+        scaled = [p.abs() * p.grad if self.adaptive else p.grad for p in params]  # T grad L
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
         self._before = [(p, p.clone()) for p in params]
         for p, g in zip(params, scaled):

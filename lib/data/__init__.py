@@ -3,6 +3,7 @@
 Images are uint8 at rest, (n, C, H, W), and float in [low, 1] in use: low = -1 is where the step sizes of JEM,
 JEM++ and SADA-JEM live, low = 0 where AT-EBM's do (`lib.params.Run.low` says which).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,34 +13,147 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import ROOT, files, inits, outliers, params
+from lib import ROOT, files, params
+from lib.data import outliers
 from lib.files import DataError
+from lib.parts import starts
 
 CLASSES = {
     "fashion_mnist": ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"),
     "mnist": tuple("0123456789"),
     "svhn": tuple("0123456789"),
     "cifar10": ("Plane", "Car", "Bird", "Cat", "Deer", "Dog", "Frog", "Horse", "Ship", "Truck"),
-    "cifar100": tuple(name.replace("_", " ").capitalize() for name in """
-        apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()),
+    "cifar100": tuple(
+        name.replace("_", " ").capitalize()
+        for name in [
+            "apple",
+            "aquarium_fish",
+            "baby",
+            "bear",
+            "beaver",
+            "bed",
+            "bee",
+            "beetle",
+            "bicycle",
+            "bottle",
+            "bowl",
+            "boy",
+            "bridge",
+            "bus",
+            "butterfly",
+            "camel",
+            "can",
+            "castle",
+            "caterpillar",
+            "cattle",
+            "chair",
+            "chimpanzee",
+            "clock",
+            "cloud",
+            "cockroach",
+            "couch",
+            "crab",
+            "crocodile",
+            "cup",
+            "dinosaur",
+            "dolphin",
+            "elephant",
+            "flatfish",
+            "forest",
+            "fox",
+            "girl",
+            "hamster",
+            "house",
+            "kangaroo",
+            "keyboard",
+            "lamp",
+            "lawn_mower",
+            "leopard",
+            "lion",
+            "lizard",
+            "lobster",
+            "man",
+            "maple_tree",
+            "motorcycle",
+            "mountain",
+            "mouse",
+            "mushroom",
+            "oak_tree",
+            "orange",
+            "orchid",
+            "otter",
+            "palm_tree",
+            "pear",
+            "pickup_truck",
+            "pine_tree",
+            "plain",
+            "plate",
+            "poppy",
+            "porcupine",
+            "possum",
+            "rabbit",
+            "raccoon",
+            "ray",
+            "road",
+            "rocket",
+            "rose",
+            "sea",
+            "seal",
+            "shark",
+            "shrew",
+            "skunk",
+            "skyscraper",
+            "snail",
+            "snake",
+            "spider",
+            "squirrel",
+            "streetcar",
+            "sunflower",
+            "sweet_pepper",
+            "table",
+            "tank",
+            "telephone",
+            "television",
+            "tiger",
+            "tractor",
+            "train",
+            "trout",
+            "tulip",
+            "turtle",
+            "wardrobe",
+            "whale",
+            "willow_tree",
+            "wolf",
+            "woman",
+            "worm",
+        ]
+    ),
     "imagenet32": tuple(str(i) for i in range(1000)),
-    "celeba": ("face",), "celeba_hq": ("face",), "afhq_cat": ("cat",), "lsun_church": ("church",),      # unlabelled
+    "celeba": ("face",),
+    "celeba_hq": ("face",),
+    "afhq_cat": ("cat",),
+    "lsun_church": ("church",),  # unlabelled
     "imagenet": ("image",),
 }
-TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "svhn": "SVHN", "cifar10": "CIFAR-10",
-          "cifar100": "CIFAR-100", "imagenet32": "ImageNet-32", "celeba": "CelebA", "celeba_hq": "CelebA-HQ",
-          "afhq_cat": "AFHQ-CAT", "lsun_church": "LSUN Church", "imagenet": "ImageNet"}
+TITLES = {
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet32": "ImageNet-32",
+    "celeba": "CelebA",
+    "celeba_hq": "CelebA-HQ",
+    "afhq_cat": "AFHQ-CAT",
+    "lsun_church": "LSUN Church",
+    "imagenet": "ImageNet",
+}
 
 
 @dataclass
 class Split:
     """One data set, ready to train on. Images uint8 (n, C, H, W), labels int64 (n,)."""
+
     name: str
     x_train: Tensor
     y_train: Tensor
@@ -47,8 +161,8 @@ class Split:
     y_hold: Tensor
     x_test: Tensor
     y_test: Tensor
-    gaussians: inits.ClassGaussians | None          # None: images too large to fit any, or not asked for
-    only: tuple[int, ...] = ()                      # the classes kept; (): all
+    gaussians: starts.ClassGaussians | None  # None: images too large to fit any, or not asked for
+    only: tuple[int, ...] = ()  # the classes kept; (): all
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -86,8 +200,9 @@ def with_noise(x: Tensor, sigma: float, generator: torch.Generator | None = None
     return x + sigma * torch.randn(x.shape, generator=generator, device=x.device) if sigma else x
 
 
-def augmented(x: Tensor, how: params.Transform | None, generator: torch.Generator | None = None,
-              low: float = -1.0) -> Tensor:
+def augmented(
+    x: Tensor, how: params.Transform | None, generator: torch.Generator | None = None, low: float = -1.0
+) -> Tensor:
     """Images x, float (B, C, H, W) in [low, 1] on any device, each changed at random as `how` says; x itself for None and
     for kind none.
 
@@ -108,12 +223,14 @@ def augmented(x: Tensor, how: params.Transform | None, generator: torch.Generato
 
 def _resized_crop(size: int, how: params.Transform):
     from lib.vision import v2
+
     cut = v2.RandomResizedCrop(size, how.scale, how.ratio)
     return v2.Compose([v2.RandomApply([cut], how.share), v2.RandomHorizontalFlip()])
 
 
 def _autoaugment(how: params.Transform):
     from lib.vision import v2
+
     return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=None if how.fill is None else list(how.fill))
 
 
@@ -124,11 +241,11 @@ def one_by_one(x: Tensor, transform, generator: torch.Generator | None = None, l
     it takes. It runs on the CPU, so that a seed means the same everywhere; a GPU is waited for once a batch.
     """
     device = generator.device if generator else "cpu"
-    seed = torch.randint(2 ** 62, (), generator=generator, device=device).item()
+    seed = torch.randint(2**62, (), generator=generator, device=device).item()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         y = torch.stack([transform(image) for image in to_bytes(x, low).cpu()])
-    return to_range(inits.upload(y, x.device), low)
+    return to_range(starts.upload(y, x.device), low)
 
 
 def cutout(x: Tensor, side: int, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
@@ -138,7 +255,7 @@ def cutout(x: Tensor, side: int, generator: torch.Generator | None = None, low: 
     inside = []
     for n in (H, W):
         centre = torch.randint(n, (B, 1), generator=generator, device=x.device)
-        offset = torch.arange(n, device=x.device) - centre                                # (B, n)
+        offset = torch.arange(n, device=x.device) - centre  # (B, n)
         inside.append((offset >= -(side // 2)) & (offset < side - side // 2))
     return x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], low)
 
@@ -150,11 +267,11 @@ def crop_flip(x: Tensor, pad: int, generator: torch.Generator | None = None, fil
     if fill is None:
         padded = F.pad(x, (pad,) * 4, mode="reflect")
     else:
-        padded = inits.upload(fill, x.device)[:, None, None].repeat(B, 1, H + 2 * pad, W + 2 * pad)
+        padded = starts.upload(fill, x.device)[:, None, None].repeat(B, 1, H + 2 * pad, W + 2 * pad)
         padded[:, :, pad:-pad, pad:-pad] = x
     corner = torch.randint(2 * pad + 1, (2, B, 1), generator=generator, device=x.device)
-    rows = corner[0] + torch.arange(H, device=x.device)                                   # (B, H)
-    cols = corner[1] + torch.arange(W, device=x.device)                                   # (B, W)
+    rows = corner[0] + torch.arange(H, device=x.device)  # (B, H)
+    cols = corner[1] + torch.arange(W, device=x.device)  # (B, W)
     flip = torch.rand(B, 1, generator=generator, device=x.device) < 0.5
     cols = torch.where(flip, cols.flip(1), cols)
     b = torch.arange(B, device=x.device)[:, None, None]
@@ -183,7 +300,7 @@ class Stream:
         if epoch != self._epoch:
             g = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.x), generator=g).to(self.x.device)
-        index = self._order[position * self.batch:(position + 1) * self.batch]
+        index = self._order[position * self.batch : (position + 1) * self.batch]
         x = augmented(to_range(self.x[index], self.low), self.augment, generator, self.low)
         return with_noise(x, self.augment.noise, generator), self.y[index]
 
@@ -206,7 +323,7 @@ def load(profile: str, role: str = "primary") -> Split:
     state = files.read_tensors(path, remedy)
     try:
         fitted = state["gaussians"]
-        split = Split(**{**state, "gaussians": fitted and inits.ClassGaussians.from_state(fitted)})
+        split = Split(**{**state, "gaussians": fitted and starts.ClassGaussians.from_state(fitted)})
         right = all(x.dtype == torch.uint8 and x.dim() == 4 and len(x) == len(y) for x, y in split.parts)
     except (KeyError, TypeError, AttributeError):
         right = False
@@ -214,8 +331,11 @@ def load(profile: str, role: str = "primary") -> Split:
         raise DataError(f"{path} holds no prepared data of this version: {remedy}")
     p = params.data(profile, role)
     if p and (split.name, split.shape[1], split.only) != (p.name, p.size, p.classes):
-        raise DataError(f"{path} holds {split.title}; params.yaml has {p.name} at {p.size} pixels"
-                        + f", classes {list(p.classes)}" * bool(p.classes) + f": {remedy}")
+        raise DataError(
+            f"{path} holds {split.title}; params.yaml has {p.name} at {p.size} pixels"
+            + f", classes {list(p.classes)}" * bool(p.classes)
+            + f": {remedy}"
+        )
     return split
 
 
@@ -240,8 +360,10 @@ def p0(run: params.Run, seed: int = 0) -> Tensor:
         where = f"runs.{run.name}.start.of.{source}"
         p = params.data(run.profile, source)
         if p is None or p.name == ours:
-            raise DataError(f"{where}: {'no data set of this profile' if p is None else 'the data themselves'}; expected "
-                            f"one of {', '.join(MADE)}, or a role that holds other data")
+            raise DataError(
+                f"{where}: {'no data set of this profile' if p is None else 'the data themselves'}; expected "
+                f"one of {', '.join(MADE)}, or a role that holds other data"
+            )
         x = load(run.profile, source).x_train
         if tuple(x.shape[1:]) != shape:
             raise DataError(f"{where}: images of shape {tuple(x.shape[1:])}; expected {shape}, as {run.data} has")

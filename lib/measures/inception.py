@@ -8,6 +8,7 @@ A mode says how images come to 299 x 299 pixels, and moves FID by some points: n
 `legacy_tensorflow`: bilinear without antialiasing, inside the network, as the three papers' codes measured (TTUR's
 fid.py, improved-gan's inception score). clean-fid's third, legacy_pytorch, is another port, with a file of its own.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,10 +25,10 @@ from torch import Tensor
 from lib import ROOT, params
 from lib.data import DataError
 
-FILE = "inception-2015-12-05.pt"        # 96 MB, NVIDIA's TorchScript of TensorFlow's Inception of that day
+FILE = "inception-2015-12-05.pt"  # 96 MB, NVIDIA's TorchScript of TensorFlow's Inception of that day
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
-SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"     # as k-diffusion and others pin it
-BATCH = 100                             # images at once: 0.5 GB of memory
+SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # as k-diffusion and others pin it
+BATCH = 100  # images at once: 0.5 GB of memory
 
 
 def weights(folder: Path | None = None) -> Path:
@@ -38,7 +39,7 @@ def weights(folder: Path | None = None) -> Path:
     path = (folder or ROOT / "data" / "raw") / FILE
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{FILE}.{os.getpid()}.part")       # another stage may be at the same work
+        unfinished = path.with_name(f"{FILE}.{os.getpid()}.part")  # another stage may be at the same work
         try:
             with urllib.request.urlopen(URL, timeout=60) as response, unfinished.open("wb") as f:
                 shutil.copyfileobj(response, f)
@@ -46,8 +47,10 @@ def weights(folder: Path | None = None) -> Path:
             os.replace(unfinished, path)
         except OSError as e:
             cause = " ".join(str(e).split())[:120]
-            raise DataError(f"{path} is missing and not to be downloaded ({cause}): put the file there, from {URL}, or do "
-                            "without FID: leave out scales.<profile>.inception") from e
+            raise DataError(
+                f"{path} is missing and not to be downloaded ({cause}): put the file there, from {URL}, or do "
+                "without FID: leave out scales.<profile>.inception"
+            ) from e
         finally:
             unfinished.unlink(missing_ok=True)
     _verify(path)
@@ -58,8 +61,10 @@ def _verify(path: Path) -> None:
     with path.open("rb") as f:
         found = hashlib.file_digest(f, "sha256").hexdigest()
     if found != SHA256:
-        raise DataError(f"{path} is damaged or another file: sha256 {found[:12]}..., expected {SHA256[:12]}...; remove "
-                        f"it, and it is fetched again, or put the file of {URL} in its place")
+        raise DataError(
+            f"{path} is damaged or another file: sha256 {found[:12]}..., expected {SHA256[:12]}...; remove "
+            f"it, and it is fetched again, or put the file of {URL} in its place"
+        )
 
 
 class Inception:
@@ -76,11 +81,12 @@ class Inception:
             raise ValueError(f"mode {mode!r}: expected one of {', '.join(params.INCEPTION)}")
         from cleanfid.inception_torchscript import InceptionV3W
         from cleanfid.resize import build_resizer
+
         path = weights(folder)
         self.mode, self.device, self.resize = mode, device, build_resizer(mode)
         self.network = InceptionV3W(str(path.parent), download=False, resize_inside=mode == "legacy_tensorflow")
         self.network = self.network.to(device).eval()
-        self.key = f"{mode} {SHA256}"                   # all that features depend on, beside the images
+        self.key = f"{mode} {SHA256}"  # all that features depend on, beside the images
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +104,6 @@ class Inception:
     def _resized(self, x: Tensor) -> Tensor:
         """What clean-fid gives to the network, float in [0, 255]: (B, 3, 299, 299); in TensorFlow's mode (B, 3, H, W)."""
         images = x.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:       # PIL lets go of Python's lock
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL lets go of Python's lock
             resized = np.stack(list(pool.map(self.resize, images)))
         return torch.from_numpy(resized).permute(0, 3, 1, 2).float()

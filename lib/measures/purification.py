@@ -11,6 +11,7 @@ broken once being broken (ours tests the last); steps by 2/255 of [0, 1] in any 
 does not clip its chains. As released, SADA-JEM's code cannot purify: its configuration has 0 Langevin steps, which is
 plain PGD (Hill et al.: 1500), and with more it takes -E for E, of the first image of a batch alone.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,17 +20,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import attacks, data, samplers
-from lib.energy import Energy
+from lib import data
+from lib.measures import attacks
+from lib.parts import samplers
+from lib.parts.energy import Energy
 
 ATTACKS = ("pgd", "bpda", "eot")
-CHUNK = 512                     # states of a chain held in memory at once
+CHUNK = 512  # states of a chain held in memory at once
 LossGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 # -------------------------------------------------------------------------------------------------- the defence
-def purify(E: Energy, x: Tensor, *, steps: int, alpha: float, noise: float,
-           clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None) -> Tensor:
+def purify(
+    E: Energy,
+    x: Tensor,
+    *,
+    steps: int,
+    alpha: float,
+    noise: float,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """The last state of the model's own SGLD chain from x: x <- x - alpha dE/dx + noise eps, `steps` times.
 
     Args:
@@ -44,25 +55,44 @@ def purify(E: Energy, x: Tensor, *, steps: int, alpha: float, noise: float,
     return samplers.last(samplers.sgld(E, x, K=steps, alpha=alpha, noise=noise, clip=clip, generator=generator))
 
 
-def defended_logits(E: Energy, x: Tensor, *, chains: int, steps: int, alpha: float, noise: float,
-                    clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None,
-                    chunk: int = CHUNK) -> Tensor:
+def defended_logits(
+    E: Energy,
+    x: Tensor,
+    *,
+    chains: int,
+    steps: int,
+    alpha: float,
+    noise: float,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
     """What the defended classifier says: f averaged over independent purifications of each image.
 
     x (B, ...) -> (B, C), without a gradient. `chains` >= 1 per image; at most `chunk` states at once; else as `purify`.
     """
     _check(E, chains, steps, alpha, noise, chunk)
     with torch.no_grad():
-        logits = [E.logits(purify(E, part, steps=steps, alpha=alpha, noise=noise, clip=clip, generator=generator))
-                  for part in x.repeat_interleave(chains, 0).split(chunk)]
+        logits = [
+            E.logits(purify(E, part, steps=steps, alpha=alpha, noise=noise, clip=clip, generator=generator))
+            for part in x.repeat_interleave(chains, 0).split(chunk)
+        ]
         return _average(torch.cat(logits), chains)
 
 
 # -------------------------------------------------------------------------------------------------- the attacks
-def bpda(E: Energy, *, chains: int, steps: int, alpha: float, noise: float,
-         clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None,
-         chunk: int = CHUNK) -> LossGradient:
-    """BPDA + EOT, as Hill et al. and SADA-JEM attack: a `loss_gradient` for lib.attacks.pgd.
+def bpda(
+    E: Energy,
+    *,
+    chains: int,
+    steps: int,
+    alpha: float,
+    noise: float,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+    chunk: int = CHUNK,
+) -> LossGradient:
+    """BPDA + EOT, as Hill et al. and SADA-JEM attack: a `loss_gradient` for lib.measures.attacks.pgd.
 
     x (B, ...), y (B,) -> the cross-entropy (B,) of the logits averaged over `chains` purifications, and the sum over
     these of its gradient at each purified image, shape of x: right if the chain's derivative were the identity.
@@ -74,12 +104,21 @@ def bpda(E: Energy, *, chains: int, steps: int, alpha: float, noise: float,
         x = purify(E, x, steps=steps, alpha=alpha, noise=noise, clip=clip, generator=generator)
         x = x.detach().requires_grad_()
         return x, x
+
     return _loss_gradient(E, purifier, chains, max(1, chunk // chains))
 
 
-def eot(E: Energy, *, chains: int, steps: int, alpha: float, noise: float,
-        clip: tuple[float, float] | None = (-1.0, 1.0), generator: torch.Generator | None = None,
-        chunk: int = CHUNK) -> LossGradient:
+def eot(
+    E: Energy,
+    *,
+    chains: int,
+    steps: int,
+    alpha: float,
+    noise: float,
+    clip: tuple[float, float] | None = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+    chunk: int = CHUNK,
+) -> LossGradient:
     """EOT alone: as `bpda`, but the gradient passes through the chain, whose derivative holds Hessians of E.
 
     Exact for the noise drawn, at four to five times the price, and every step stays in memory: `chunk` counts the
@@ -90,16 +129,18 @@ def eot(E: Energy, *, chains: int, steps: int, alpha: float, noise: float,
 
     def purifier(x: Tensor) -> tuple[Tensor, Tensor]:
         start = x = x.detach().requires_grad_()
-        for _ in range(steps):                                          # samplers.sgld, with a graph
+        for _ in range(steps):  # samplers.sgld, with a graph
             g = torch.autograd.grad(E(x).sum(), x, create_graph=True)[0]
             x = samplers._perturb(samplers._clip(x - alpha * g, clip), noise, clip, generator)
         return start, x
+
     return _loss_gradient(E, purifier, chains, max(1, chunk // (chains * max(steps, 1))))
 
 
 def _loss_gradient(E: Energy, purifier, chains: int, images: int) -> LossGradient:
     """`purifier`: start images (n, ...) -> the images whose gradient is wanted, and the purified ones. All chains of
     an image share a loss, so that memory is bounded by taking `images` at a time."""
+
     def loss_gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
         for a, b in zip(x.split(images), y.split(images)):
@@ -110,27 +151,43 @@ def _loss_gradient(E: Energy, purifier, chains: int, images: int) -> LossGradien
             losses.append(loss.detach())
             gradients.append(g.unflatten(0, (-1, chains)).sum(1))
         return torch.cat(losses), torch.cat(gradients)
+
     return loss_gradient
 
 
-def purified_accuracy(E: Energy, x: Tensor, y: Tensor, epsilons, norm: str, *, attack: str = "bpda", steps: int,
-                      alpha: float, noise: float, attack_chains: int = 15, defend_chains: int = 150,
-                      attack_steps: int = 40, seed: int = 0, batch: int = 500, chunk: int = CHUNK,
-                      device="cpu") -> list[float]:
+def purified_accuracy(
+    E: Energy,
+    x: Tensor,
+    y: Tensor,
+    epsilons,
+    norm: str,
+    *,
+    attack: str = "bpda",
+    steps: int,
+    alpha: float,
+    noise: float,
+    attack_chains: int = 15,
+    defend_chains: int = 150,
+    attack_steps: int = 40,
+    seed: int = 0,
+    batch: int = 500,
+    chunk: int = CHUNK,
+    device="cpu",
+) -> list[float]:
     """Accuracy of the defended classifier under attack, one number in [0, 1] per epsilon. Puts the model in eval mode.
 
     No kind of attack is the strongest on every model: report the lowest of their accuracies.
 
     PGD's last state is purified afresh, with noise that the attacker did not see. Each epsilon and each kind of attack
     meets the same start in the ball and the same noise of the defence. With steps = 0 every kind is plain PGD: the
-    accuracy is lib.attacks.robust_accuracy's, by 'ours'.
+    accuracy is lib.measures.attacks.robust_accuracy's, by 'ours'.
 
     Args:
-        x, y: uint8 images (n, C, H, W), labels (n,).   epsilons, norm: as lib.attacks, in units of the [-1, 1] range.
+        x, y: uint8 images (n, C, H, W), labels (n,).   epsilons, norm: as lib.measures.attacks, in units of the [-1, 1] range.
         attack: 'bpda', 'eot', or 'pgd' on the classifier without its defence.
         steps, alpha, noise: the chain, as in `purify`.   attack_chains, defend_chains: the codes' 15 and 150.
         attack_steps: of PGD, each 2.5 epsilon / attack_steps long.   batch, chunk: images and chain states at once.
-    Raises: ValueError as `purify` and lib.attacks.pgd do, and for an unknown attack or no image.
+    Raises: ValueError as `purify` and lib.measures.attacks.pgd do, and for an unknown attack or no image.
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack {attack!r}: expected one of {', '.join(ATTACKS)}")
@@ -148,15 +205,16 @@ def purified_accuracy(E: Energy, x: Tensor, y: Tensor, epsilons, norm: str, *, a
                 climbed = attacks.cross_entropy_gradient(E.logits)
             else:
                 climbed = {"bpda": bpda, "eot": eot}[attack](E, chains=attack_chains, generator=theirs, **chain)
-            x_adv = attacks.pgd(None, a, b, epsilon=epsilon, norm=norm, steps=attack_steps, generator=starts,
-                                loss_gradient=climbed)
+            x_adv = attacks.pgd(
+                None, a, b, epsilon=epsilon, norm=norm, steps=attack_steps, generator=starts, loss_gradient=climbed
+            )
             said = defended_logits(E, x_adv, chains=defend_chains, generator=ours, **chain).argmax(1)
             hits[j] += (said == b).sum().item()
     return [h / len(x) for h in hits]
 
 
 def _average(logits: Tensor, chains: int) -> Tensor:
-    return logits.unflatten(0, (-1, chains)).mean(1)                    # (B chains, C) -> (B, C)
+    return logits.unflatten(0, (-1, chains)).mean(1)  # (B chains, C) -> (B, C)
 
 
 def _check(E: Energy, chains: int, steps: int, alpha: float, noise: float, chunk: int = 1) -> None:
@@ -165,6 +223,6 @@ def _check(E: Energy, chains: int, steps: int, alpha: float, noise: float, chunk
     if not (steps >= 0 and 0 <= alpha < float("inf") and 0 <= noise < float("inf")):
         raise ValueError(f"steps {steps}, alpha {alpha}, noise {noise}: expected finite numbers >= 0")
     if getattr(E, "y", None) is not None:
-        raise ValueError("an energy E(x, y): the defence knows no label; purify with lib.energy.Energy(model)")
+        raise ValueError("an energy E(x, y): the defence knows no label; purify with lib.parts.energy.Energy(model)")
     if getattr(getattr(E, "model", None), "training", False):
         raise ValueError("the network is in training mode, where batch norm couples the images: call model.eval()")

@@ -3,6 +3,7 @@
 A checkpoint is whole or absent (lib.files). The newest two are kept; a corrupt one is set aside and the one before is
 used.
 """
+
 from __future__ import annotations
 
 import math
@@ -63,8 +64,10 @@ def load_weights(model: torch.nn.Module, state, path: Path, remedy: str) -> None
     own = {k: _shape(v) for k, v in model.state_dict().items()}
     has = {k: _shape(v) for k, v in state.items()} if isinstance(state, dict) else {}
     if wrong := next((k for k in sorted(own.keys() | has.keys()) if own.get(k) != has.get(k)), None):
-        raise files.DataError(f"{path} is of another network: {wrong} is {has.get(wrong, 'missing')} there, "
-                              f"{own.get(wrong, 'missing')} here; {remedy}")
+        raise files.DataError(
+            f"{path} is of another network: {wrong} is {has.get(wrong, 'missing')} there, "
+            f"{own.get(wrong, 'missing')} here; {remedy}"
+        )
     if wrong := next((k for k, v in state.items() if not torch.isfinite(v).all()), None):
         raise files.DataError(f"{path} holds numbers that are not finite, in {wrong}: {remedy}")
     model.load_state_dict(state)

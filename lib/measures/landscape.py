@@ -3,6 +3,7 @@
 Lines and planes follow Li, Xu, Taylor, Studer, Goldstein 2018, "Visualizing the Loss Landscape of Neural Nets", Sec. 4.
 Random directions miss the few sharp ones: hence the numbers at the end, which depend on the weights' scale (Dinh 2017).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -12,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.energy import Energy
+from lib.parts.energy import Energy
 
-Direction = list[Tensor]                                       # one tensor per parameter, shaped like it
-Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]   # () -> scalar of theta, or parts that sum to it
+Direction = list[Tensor]  # one tensor per parameter, shaped like it
+Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]  # () -> scalar of theta, or parts that sum to it
 
 
 # ------------------------------------------------------------------------------------------- lines and planes
@@ -25,12 +26,14 @@ def directions(model: nn.Module, n: int, generator: torch.Generator) -> list[Dir
     Biases and batch-norm parameters (1-D) get zero, as there. generator: on the CPU. The same seed draws the same
     numbers for all models of one architecture, up to those norms. a = 1 moves every filter by its own length.
     """
+
     def like(p: Tensor) -> Tensor:
         if p.ndim <= 1:
             return torch.zeros_like(p)
         raw, axes = torch.randn(p.shape, generator=generator).to(p), tuple(range(1, p.ndim))
         length, own = (torch.linalg.vector_norm(t, dim=axes, keepdim=True) for t in (raw, p.detach()))
         return raw / length * own
+
     return [[like(p) for p in model.parameters()] for _ in range(n)]
 
 
@@ -40,7 +43,7 @@ def restored(model: nn.Module) -> Iterator[list[Tensor]]:
     live = [*model.parameters(), *model.buffers()]
     saved = [t.detach().clone() for t in live]
     try:
-        yield saved                                            # parameters first
+        yield saved  # parameters first
     finally:
         with torch.no_grad():
             for t, before in zip(live, saved):
@@ -52,8 +55,10 @@ def line(model: nn.Module, value: Callable[[], float | Tensor], direction: Direc
     """value() at theta + a d for each a of `at` (K,): (K,) in double, inf and NaN kept. No gradients meanwhile."""
     have, want = [tuple(d.shape) for d in direction], [tuple(p.shape) for p in model.parameters()]
     if have != want:
-        raise ValueError(f"a direction of {len(have)} tensors {have[:3]}...: expected {len(want)}, shaped as the "
-                         f"model's parameters {want[:3]}...; draw it with directions(model, ...)")
+        raise ValueError(
+            f"a direction of {len(have)} tensors {have[:3]}...: expected {len(want)}, shaped as the "
+            f"model's parameters {want[:3]}...; draw it with directions(model, ...)"
+        )
     out = []
     with restored(model) as start:
         for a in at:
@@ -77,7 +82,7 @@ def parts(f: Callable[..., Tensor], *tensors: Tensor, batch: int) -> list[Callab
     n = len(tensors[0])
     if n < 1 or batch < 1 or any(len(t) != n for t in tensors):
         raise ValueError(f"rows {[len(t) for t in tensors]}, batch {batch}: expected equally many rows, and both >= 1")
-    return [lambda i=i: f(*(t[i:i + batch] for t in tensors)).double().sum() / n for i in range(0, n, batch)]
+    return [lambda i=i: f(*(t[i : i + batch] for t in tensors)).double().sum() / n for i in range(0, n, batch)]
 
 
 def mean_energy(energy: Energy, x: Tensor, batch: int = 250) -> Callable[[], Tensor]:
@@ -89,8 +94,10 @@ def mean_energy(energy: Energy, x: Tensor, batch: int = 250) -> Callable[[], Ten
     Args: x (n, C, H, W) float32 in [-1, 1], on the model's device.   batch: images at a time, bounds the memory only.
     """
     if not x.is_floating_point() or energy.y is not None:
-        raise ValueError(f"x of {x.dtype}, labels {energy.y}: expected floats in [-1, 1] and the energy E(x) without "
-                         "labels; use lib.data.to_range(x) and Energy(model)")
+        raise ValueError(
+            f"x of {x.dtype}, labels {energy.y}: expected floats in [-1, 1] and the energy E(x) without "
+            "labels; use lib.data.to_range(x) and Energy(model)"
+        )
     terms = parts(energy, x, batch=batch)
 
     @torch.no_grad()
@@ -98,27 +105,37 @@ def mean_energy(energy: Energy, x: Tensor, batch: int = 250) -> Callable[[], Ten
         if any(m.training for m in energy.model.modules()):
             raise ValueError("model in training mode: expected eval mode; call model.eval()")
         return sum(term() for term in terms)
+
     return value
 
 
 # ------------------------------------------------------------------------------------------- sharpness numbers
 class Eigenvalue(NamedTuple):
     """v.Hv with |v| = 1; H has an eigenvalue within the residual of it."""
+
     value: float
-    residual: float     # |Hv - value v|
-    steps: int          # products Hv
+    residual: float  # |Hv - value v|
+    steps: int  # products Hv
 
 
 def _grad(out: Tensor, ps: list[Tensor], graph: bool = False) -> Tensor:
     """d out / d theta as one vector (P,); zero for parameters that out does not depend on."""
     if not (ps and out.requires_grad):
-        raise ValueError(f"loss {float(out):.4g} without a graph, {len(ps)} trainable parameters: expected both; call "
-                         "model.requires_grad_(True), and give parts(...) in place of mean_energy(...)")
+        raise ValueError(
+            f"loss {float(out):.4g} without a graph, {len(ps)} trainable parameters: expected both; call "
+            "model.requires_grad_(True), and give parts(...) in place of mean_energy(...)"
+        )
     return torch.cat([g.flatten() for g in torch.autograd.grad(out, ps, create_graph=graph, materialize_grads=True)])
 
 
-def largest_eigenvalue(model: nn.Module, loss: Loss, steps: int = 100, generator: torch.Generator | None = None,
-                       tol: float = 1e-2, which: str = "max") -> Eigenvalue:
+def largest_eigenvalue(
+    model: nn.Module,
+    loss: Loss,
+    steps: int = 100,
+    generator: torch.Generator | None = None,
+    tol: float = 1e-2,
+    which: str = "max",
+) -> Eigenvalue:
     """An extreme eigenvalue of the loss's Hessian, by power iteration on products Hv from a random v (CPU generator).
 
     which: 'max', the largest: the sharpest way up. 'magnitude', the largest in magnitude, with its sign: what plain
@@ -134,7 +151,7 @@ def largest_eigenvalue(model: nn.Module, loss: Loss, steps: int = 100, generator
 
     def product(term: Callable[[], Tensor], v: Tensor) -> Tensor:
         slope = _grad(term(), ps, graph=True) @ v
-        return _grad(slope, ps) if slope.requires_grad else torch.zeros_like(v)     # linear: no Hessian
+        return _grad(slope, ps) if slope.requires_grad else torch.zeros_like(v)  # linear: no Hessian
 
     def iterate(v: Tensor, shift: float = 0.0) -> tuple[Eigenvalue, Tensor, float]:
         for k in range(1, steps + 1):
@@ -150,7 +167,7 @@ def largest_eigenvalue(model: nn.Module, loss: Loss, steps: int = 100, generator
         return Eigenvalue(value, residual, k), v, float(hv.norm())
 
     first, v, c = iterate(torch.randn(size, generator=generator).to(like))
-    if which == "magnitude" or first.residual <= tol * first.value:            # settled, and not negative
+    if which == "magnitude" or first.residual <= tol * first.value:  # settled, and not negative
         return first
     second, *_ = iterate(v if first.value > 0 else torch.randn(size, generator=generator).to(like), c)
     return max(first, second)._replace(steps=first.steps + second.steps)

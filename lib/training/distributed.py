@@ -4,6 +4,7 @@ this does nothing.
 There is no DistributedDataParallel: it supports no gradient with respect to images through its wrapper, and no two
 forward passes before a backward one with batch norm. Chains run on the bare module, and one all_reduce averages.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -40,8 +41,10 @@ def joined(device: str | None = None):
     cuda, local = torch.cuda.is_available() if device is None else device.startswith("cuda"), _number("LOCAL_RANK")
     place = f"cuda:{local}" if cuda else device or "cpu"
     if cuda and local >= torch.cuda.device_count():
-        raise params.ConfigError(f"process {local} has no GPU: there are {torch.cuda.device_count()}; expected at most as many "
-                                 "processes (torchrun --nproc-per-node), or --device cpu")
+        raise params.ConfigError(
+            f"process {local} has no GPU: there are {torch.cuda.device_count()}; expected at most as many "
+            "processes (torchrun --nproc-per-node), or --device cpu"
+        )
     for variable in ("RANK", "MASTER_PORT"):
         _number(variable)
     if cuda:
@@ -56,8 +59,10 @@ def joined(device: str | None = None):
 def _number(variable: str, otherwise: str | None = None) -> int:
     value = os.environ.get(variable, otherwise)
     if value is None or not value.isdecimal():
-        raise params.ConfigError(f"the environment's {variable} is {value!r}: expected a number, as torchrun sets it; start "
-                                 "with torchrun, or unset WORLD_SIZE")
+        raise params.ConfigError(
+            f"the environment's {variable} is {value!r}: expected a number, as torchrun sets it; start "
+            "with torchrun, or unset WORLD_SIZE"
+        )
     return int(value)
 
 
@@ -66,18 +71,21 @@ def device(wanted: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:       # torch raises each of them
+    except (RuntimeError, AssertionError, NotImplementedError) as e:  # torch raises each of them
         have, cause = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))], " ".join(str(e).split())[:60]
-        raise params.ConfigError(f"device {str(wanted)!r} does not work ({cause} ...): torch {torch.__version__} has "
-                                 f"{', '.join(have)} here; name one of these, or none") from None
+        raise params.ConfigError(
+            f"device {str(wanted)!r} does not work ({cause} ...): torch {torch.__version__} has "
+            f"{', '.join(have)} here; name one of these, or none"
+        ) from None
     return found
 
 
 def share(n: int, what: str) -> int:
     """n / N, one process's part. Raises: ConfigError where N does not divide n."""
     if n % world():
-        raise params.ConfigError(f"{what} {n} on {world()} processes: expected a multiple of {world()}; change it, or "
-                                 "torchrun's --nproc-per-node")
+        raise params.ConfigError(
+            f"{what} {n} on {world()} processes: expected a multiple of {world()}; change it, or torchrun's --nproc-per-node"
+        )
     return n // world()
 
 

@@ -1,10 +1,11 @@
 """How fast a training update is, and where its time goes:  python -m lib.bench  (or make bench)
 
-Every method's update against a plain transcription of its paper's algorithm (lib/plain.py) in the same process, in
+Every method's update against a plain transcription of its paper's algorithm (lib/bench/plain.py) in the same process, in
 turn, with medians and quartiles; the parts of an update; scaling in batch, image size, width and K; one process
 against two; memory. Writes results/bench/<machine>.json and .png and prints a short table last. A measurement, never
 a test: nothing here passes or fails. On a CPU WRN-10-2 stands for WRN-28-10, which a GPU measures.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,17 +26,29 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import ROOT, data, distributed, energy, files, inits, networks, outliers, params, pipeline, plain, train
+from lib import ROOT, data, files, params, pipeline, train
+from lib.bench import plain
+from lib.data import outliers
+from lib.parts import energy, networks, starts
+from lib.training import distributed
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
-EPOCH = 50_000              # images of a CIFAR-10 epoch, for seconds per epoch
+EPOCH = 50_000  # images of a CIFAR-10 epoch, for seconds per epoch
 ROUNDS = 7
 SIZES = {"cpu": {"depth": 10, "widen": 2}, "cuda": {"depth": 28, "widen": 10}}
 
 
-def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = None, passes: int | None = None,
-                  precision: str = "auto", **changes) -> params.Run:
+def configuration(
+    name: str,
+    kind: str,
+    *,
+    batch: int = 64,
+    widen: int | None = None,
+    passes: int | None = None,
+    precision: str = "auto",
+    **changes,
+) -> params.Run:
     """Run `name` as published, on the device kind's network; `passes` replaces K (or M)."""
     run, size = params.run(name, "paper").model_dump(), SIZES[kind]
     run["network"] |= {"depth": size["depth"], "widen": widen or size["widen"]}
@@ -43,7 +56,7 @@ def configuration(name: str, kind: str, *, batch: int = 64, widen: int | None = 
         run["network"] |= {"kind": "discriminator", "width": 32}
     run["update"] |= {"batch": batch, "epochs": None, "iterations": 1_000_000, "warmup": 0}
     if run["start"]:
-        run["start"] |= {"buffer": 10_000, "images": 1_000, "augment": None}     # lib.plain leaves p0 images as they are
+        run["start"] |= {"buffer": 10_000, "images": 1_000, "augment": None}  # lib.bench.plain leaves p0 images as they are
     if run["step"]:
         run["step"] |= {"progress": None} | ({"M" if run["step"]["kind"] == "pyld" else "K": passes} if passes else {})
     return params.Run(**run | {"precision": precision, **changes})
@@ -54,8 +67,9 @@ def images(size: int = 32, n: int = 1_000) -> data.Split:
     g = torch.Generator().manual_seed(0)
     x, y = outliers.dead_leaves(n, (3, size, size), g, leaves=30), torch.arange(n) % 10
     D = 3 * size * size
-    fitted = inits.ClassGaussians(torch.zeros(10, D), 0.3 * torch.eye(D).repeat(10, 1, 1), torch.full((10,), 0.1),
-                                  (3, size, size))
+    fitted = starts.ClassGaussians(
+        torch.zeros(10, D), 0.3 * torch.eye(D).repeat(10, 1, 1), torch.full((10,), 0.1), (3, size, size)
+    )
     return data.Split("cifar10", x, y, x[:0], y[:0], x[:100], y[:100], fitted)
 
 
@@ -63,7 +77,7 @@ def trainer(run: params.Run, split: data.Split, device) -> train.Trainer:
     """A run's trainer; AT-EBM's p0 is dead leaves, made here."""
     start = None
     if run.start and run.start.kind == "images":
-        start = inits.Images(data.to_range(split.x_train.flip(0), run.low).to(device))
+        start = starts.Images(data.to_range(split.x_train.flip(0), run.low).to(device))
     return train.Trainer(run, split, 0, device, start=start)
 
 
@@ -108,11 +122,18 @@ def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
         ratios = sorted(b / a for a, b in zip(t["ours"], t["plain"]))
         low, middle, high = statistics.quantiles(ratios, n=4)
         mine = statistics.median(t["ours"])
-        out[name] = {"seconds": mine, "plain_seconds": statistics.median(t["plain"]), "ratio": middle,
-                     "ratio_low": low, "ratio_high": high, "iterations_per_second": 1 / mine,
-                     "images_per_second": ours.run.update.batch / mine,
-                     "seconds_per_epoch": EPOCH / ours.run.update.batch * mine, "precision": ours.precision,
-                     "compiled": compiled(ours)}
+        out[name] = {
+            "seconds": mine,
+            "plain_seconds": statistics.median(t["plain"]),
+            "ratio": middle,
+            "ratio_low": low,
+            "ratio_high": high,
+            "iterations_per_second": 1 / mine,
+            "images_per_second": ours.run.update.batch / mine,
+            "seconds_per_epoch": EPOCH / ours.run.update.batch * mine,
+            "precision": ours.precision,
+            "compiled": compiled(ours),
+        }
         print(f"{name:10s} {mine:7.3f} s, plain {out[name]['plain_seconds']:7.3f} s, {middle:5.2f} times", flush=True)
     return out
 
@@ -126,7 +147,7 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
     x, y = t.stream(0, t.noise)
     x_plus = t.plain(0, t.noise)[0] if t.plain else x
     x0, index = t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng)
-    K, passes = t.run.step.passes, 2 if u.sam else 1             # of the loss: SAM's two
+    K, passes = t.run.step.passes, 2 if u.sam else 1  # of the loss: SAM's two
     update = t.optimizer.base.step if u.sam else t.optimizer.step
 
     def chain_forward():
@@ -138,29 +159,48 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
         t.optimizer.zero_grad()
         return t.loss(x, y, x_plus, x0)[0]
 
-    def chain():                                                 # the run's passes, without what a step does to x
+    def chain():  # the run's passes, without what a step does to x
         with networks.frozen(t.model):
             return [energy.gradient(t.fused, x0) for _ in range(K)]
 
-    whole = {"data": lambda: t.stream(0, t.noise),
-             "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
-             "chain": chain, "chain, forward": chain_forward, "sampler": lambda: t.chain(x0),
-             "loss, forward": loss, "loss": lambda: loss().backward(), "update": update,
-             "buffer": lambda: t.buffer.put(index, x0), "step": t.step}
+    whole = {
+        "data": lambda: t.stream(0, t.noise),
+        "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
+        "chain": chain,
+        "chain, forward": chain_forward,
+        "sampler": lambda: t.chain(x0),
+        "loss, forward": loss,
+        "loss": lambda: loss().backward(),
+        "update": update,
+        "buffer": lambda: t.buffer.put(index, x0),
+        "step": t.step,
+    }
     m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
     m |= {k: passes * m[k] for k in ("loss", "loss, forward")}
-    return {"data": m["data"], "start": m["start"], "chain, forward": m["chain, forward"],
-            "chain, backward": m["chain"] - m["chain, forward"], "loss, forward": m["loss, forward"],
-            "loss, backward": m["loss"] - m["loss, forward"], "update": m["update"], "buffer": m["buffer"],
-            "sampler": m["sampler"], "step": m["step"], "step / passes": m["step"] / (m["chain"] + m["loss"])}
+    return {
+        "data": m["data"],
+        "start": m["start"],
+        "chain, forward": m["chain, forward"],
+        "chain, backward": m["chain"] - m["chain, forward"],
+        "loss, forward": m["loss, forward"],
+        "loss, backward": m["loss"] - m["loss, forward"],
+        "update": m["update"],
+        "buffer": m["buffer"],
+        "sampler": m["sampler"],
+        "step": m["step"],
+        "step / passes": m["step"] / (m["chain"] + m["loss"]),
+    }
 
 
 def ways(split, device, rounds: int) -> dict[str, float]:
     """Median seconds of one update of JEM++ (M=10) by each way of launching its chain: operation by operation, through
     torch.compile, and on a GPU as one CUDA graph of either; and in float32. Where torch.compile failed, its ways are
     left out: they were the others again."""
-    settings = {"eager": {"compile": False}, "compiled": {"compile": True},
-                "eager, fp32": {"compile": False, "precision": "fp32"}}
+    settings = {
+        "eager": {"compile": False},
+        "compiled": {"compile": True},
+        "eager, fp32": {"compile": False, "precision": "fp32"},
+    }
     if device.type == "cuda":
         settings |= {"graph": {"compile": False, "graph": True}, "compiled, graph": {"compile": True, "graph": True}}
     trainers = {k: trainer(configuration(MAIN, device.type, **v), split, device) for k, v in settings.items()}
@@ -189,7 +229,7 @@ def matrix_rate(device, n: int = 8192) -> float:
     """TFLOP/s of a bf16 product of n x n matrices on this device: what a perfect step could use."""
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     a @ a
-    return 2 * n ** 3 / seconds(lambda: a @ a, device, 10) / 1e12
+    return 2 * n**3 / seconds(lambda: a @ a, device, 10) / 1e12
 
 
 def flops_per_image(model, shape) -> float:
@@ -220,7 +260,9 @@ def cost(name: str, rate: float = 300.0, images: int = 45_000) -> dict[str, floa
     losses = 3 * passes * (1 + bool(run.step) + (run.augment.branches == "classify"))
     total = updates * run.update.batch * forward * (chain + losses)
     kept = 1 + run.snapshots
-    disk = kept * (4 * networks.parameter_count(model) + (run.start.buffer if run.start and not run.generation else 0) * 3 * size ** 2)
+    disk = kept * (
+        4 * networks.parameter_count(model) + (run.start.buffer if run.start and not run.generation else 0) * 3 * size**2
+    )
     return {"updates": updates, "exaflop": total / 1e18, "hours": total / (rate * 1e12) / 3600, "gb": disk / 1e9}
 
 
@@ -244,14 +286,18 @@ def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
 def memory(device) -> dict[str, float]:
     """GiB that JEM++ (M=10) with WRN-28-10 at batch 64 needs, item by item: counted, not guessed; and, on a GPU, the
     measured peak. Activations grow with the batch; class Gaussians with classes times pixels squared."""
-    run, GiB = configuration(MAIN, "cuda"), 2 ** 30
+    run, GiB = configuration(MAIN, "cuda"), 2**30
     weights = networks.parameter_count(networks.build(**run.network.model_dump(), classes=10, channels=3, size=32)) * 4
     D = 3072
-    out = {"weights, gradients, momentum": 3 * weights / GiB, "SAM's copy": weights / GiB,
-           "replay buffer, 10,000 images": 10_000 * D * 4 / GiB, "class Gaussians, 10 classes": 10 * D * D * 4 / GiB,
-           "class Gaussians, 100 classes": 100 * D * D * 4 / GiB,
-           # the loss holds the real batch's and the samples' at once
-           "activations of a chain's pass": 64 * saved_bytes(run, device) / GiB}
+    out = {
+        "weights, gradients, momentum": 3 * weights / GiB,
+        "SAM's copy": weights / GiB,
+        "replay buffer, 10,000 images": 10_000 * D * 4 / GiB,
+        "class Gaussians, 10 classes": 10 * D * D * 4 / GiB,
+        "class Gaussians, 100 classes": 100 * D * D * 4 / GiB,
+        # the loss holds the real batch's and the samples' at once
+        "activations of a chain's pass": 64 * saved_bytes(run, device) / GiB,
+    }
     out["activations of the loss's passes"] = 2 * out["activations of a chain's pass"]
     return out
 
@@ -263,9 +309,24 @@ def processes(device, steps: int = 4) -> dict[str, float]:
     for n in (1, 2):
         if n > have:
             continue
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", "--standalone", "-m",
-                               "lib.bench", "--worker", str(steps)], cwd=ROOT, capture_output=True,
-                              encoding="utf-8", errors="replace", env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                f"--nproc-per-node={n}",
+                "--standalone",
+                "-m",
+                "lib.bench",
+                "--worker",
+                str(steps),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         if found := re.search(r"images per second: ([\d.]+)", done.stdout):
             out[str(n)] = float(found[1])
         else:
@@ -278,7 +339,7 @@ def worker(steps: int) -> None:
     with distributed.joined() as place:
         device, n = torch.device(place or "cpu"), distributed.world()
         t = trainer(configuration(MAIN, device.type, batch=64 * n), images(), device)
-        t.step()                    # its all_reduce also makes both begin together
+        t.step()  # its all_reduce also makes both begin together
         s = seconds(t.step, device, steps)
         if distributed.rank() == 0:
             print(f"images per second: {64 * n / s:.2f}")
@@ -286,14 +347,22 @@ def worker(steps: int) -> None:
 
 def kept_memory_gain() -> float | None:
     """How much faster an energy gradient is because lib/__init__.py keeps freed memory: the same lines in two processes."""
-    code = ("import torch\nfrom lib import bench, energy\nd = torch.device('cpu')\n"
-            "t = bench.trainer(bench.configuration(bench.MAIN, 'cpu'), bench.images(32, 100), d)\n"
-            "x = torch.randn(64, 3, 32, 32)\n"
-            "print(min(bench.seconds(lambda: energy.gradient(t.energy, x), d) for _ in range(8)))")
+    code = (
+        "import torch\nfrom lib import bench; from lib.parts import energy\nd = torch.device('cpu')\n"
+        "t = bench.trainer(bench.configuration(bench.MAIN, 'cpu'), bench.images(32, 100), d)\n"
+        "x = torch.randn(64, 3, 32, 32)\n"
+        "print(min(bench.seconds(lambda: energy.gradient(t.energy, x), d) for _ in range(8)))"
+    )
     times = []
     for keep in ("0", "1"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8",
-                              errors="replace", env={**os.environ, "EBM_KEEP_MEMORY": keep})
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "EBM_KEEP_MEMORY": keep},
+        )
         if done.returncode:
             return None
         times.append(float(done.stdout))
@@ -315,10 +384,19 @@ def machine(device) -> dict:
         better = {"AVX2": "_is_avx512_supported", "DEFAULT": "_is_avx2_supported"}.get(instructions, "")
         held = instructions if getattr(torch.cpu, better, bool)() else ""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores} {held}".lower()).strip("-")
-    return {"device": name, "count": cores, "instructions": instructions,
-            "precision": train.resolve_precision("auto", device), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "python": platform.python_version(), "system": platform.system(), "commit": train.commit(),
-            "date": datetime.date.today().isoformat(), "slug": slug}
+    return {
+        "device": name,
+        "count": cores,
+        "instructions": instructions,
+        "precision": train.resolve_precision("auto", device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "commit": train.commit(),
+        "date": datetime.date.today().isoformat(),
+        "slug": slug,
+    }
 
 
 def card(split, device, rounds: int) -> dict[str, float]:
@@ -327,7 +405,7 @@ def card(split, device, rounds: int) -> dict[str, float]:
     s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
     torch.cuda.reset_peak_memory_stats()
     t.step()
-    peak, rate = torch.cuda.max_memory_allocated() / 2 ** 30, matrix_rate(device)
+    peak, rate = torch.cuda.max_memory_allocated() / 2**30, matrix_rate(device)
     used = step_flops(t.run, flops_per_image(t.model, (3, 32, 32))) / s / 1e12
     return {"matrix_tflops": rate, "step_tflops": used, "share": used / rate, "peak_gib": peak}
 
@@ -335,14 +413,23 @@ def card(split, device, rounds: int) -> dict[str, float]:
 def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math.inf) -> Iterator[dict]:
     """Everything, the most important first; yields what there is after each part, and begins none after so many minutes."""
     began, rounds, split = time.monotonic(), rounds or ROUNDS, images()
-    out = {"machine": machine(device), "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
-           "data": "dead leaves, 3x32x32, batch 64", "runs": {}, "ratio_to_plain": {}}
+    out = {
+        "machine": machine(device),
+        "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
+        "data": "dead leaves, 3x32x32, batch 64",
+        "runs": {},
+        "ratio_to_plain": {},
+    }
 
     compare = {name: partial(against_plain, [name], split, device, rounds) for name in names}
     others = {"cuda": partial(card, split, device, rounds)} if device.type == "cuda" else {}
-    others |= {"ways": partial(ways, split, device, rounds), "memory_gib": partial(memory, device),
-               "parts": lambda: {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names},
-               "processes": partial(processes, device), "scaling": partial(scaling, split, device)}
+    others |= {
+        "ways": partial(ways, split, device, rounds),
+        "memory_gib": partial(memory, device),
+        "parts": lambda: {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names},
+        "processes": partial(processes, device),
+        "scaling": partial(scaling, split, device),
+    }
     others |= {"kept_memory_gain": kept_memory_gain} if device.type == "cpu" else {}
     keys = [*filter(MAIN.__eq__, names), *others, *filter(MAIN.__ne__, names)]
     for i, key in enumerate(keys):
@@ -360,11 +447,15 @@ def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math
 
 def table(found: dict) -> str:
     """The comparison as Markdown."""
-    lines = ["| run | s / update | images/s | s / 50,000 images | plain s / update | times faster (quartiles) |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| run | s / update | images/s | s / 50,000 images | plain s / update | times faster (quartiles) |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, r in found["runs"].items():
-        lines.append(f"| {name} | {r['seconds']:.3f} | {r['images_per_second']:.0f} | {r['seconds_per_epoch']:.0f} | "
-                     f"{r['plain_seconds']:.3f} | {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |")
+        lines.append(
+            f"| {name} | {r['seconds']:.3f} | {r['images_per_second']:.0f} | {r['seconds_per_epoch']:.0f} | "
+            f"{r['plain_seconds']:.3f} | {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |"
+        )
     return "\n".join(lines)
 
 
@@ -387,14 +478,15 @@ def main() -> None:
     if args.worker:
         return worker(args.worker)
     device = distributed.device(args.device)
-    torch.set_deterministic_debug_mode("warn")                  # as lib.train trains
+    torch.set_deterministic_debug_mode("warn")  # as lib.train trains
     torch.utils.deterministic.fill_uninitialized_memory = False
     folder = ROOT / "results" / "bench"
     files.writable(folder)
-    for found in measure(device, args.runs, args.rounds, args.minutes):        # an end by force loses the last part alone
+    for found in measure(device, args.runs, args.rounds, args.minutes):  # an end by force loses the last part alone
         path = folder / f"{found['machine']['slug']}.json"
         files.write_json(path, found)
     from lib import plots
+
     plots.style()
     if {"parts", "scaling"} <= set(found):
         files.write_figure(path.with_suffix(".png"), plots.benchmark(found))

@@ -1,0 +1,1 @@
+"""How fast an update is (`speed`), against the papers' algorithms written down plainly (`plain`)."""

@@ -1,0 +1,1 @@
+"""What trains a run: the loop, checkpoints, several processes."""
