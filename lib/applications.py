@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import ROOT, data, evaluate, files, params, train
+from lib import ROOT, data, evaluate, files, params
 from lib.data import outliers
 from lib.measures import attacks, metrics, purification, uncertainty
 from lib.measures import worst_case as attack_on
-from lib.parts.energy import Energy
+from lib.parts.energy import Energy, resolve_precision
 from lib.training import distributed
 
 BINS = 40  # of the histograms of log p(x)
@@ -87,7 +87,7 @@ def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="
     """Accuracy of the defended classifier, purified by the model's own chain, under PGD, EOT and BPDA (SADA-JEM Sec. 4.4):
     norm -> radii (255ths) and attack -> accuracies; 'undefended' is plain PGD on the bare classifier."""
     s = sizes["purified"]
-    n, precision = min(s["images"], len(split.x_test)), train.resolve_precision("auto", torch.device(device))
+    n, precision = min(s["images"], len(split.x_test)), resolve_precision("auto", torch.device(device))
     energy = Energy(trained.model, precision=precision)
     x, y, out = split.x_test[:n], split.y_test[:n], {"images": n, "sizes": s, "precision": precision}
     for norm in attacks.NORMS:

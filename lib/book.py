@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import torch
 
 from lib import ROOT, data, files, papers, params
+from lib.training.provenance import commit
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -72,19 +73,20 @@ class Book:
         return files.read_json(ROOT / "results" / self.profile / folder / f"{run}.json", f"run `dvc repro {stage}@{run}`")
 
     def curve(self, run: str, seed: int | None = None):
-        """The training curve as a pandas DataFrame (columns: lib.train.COLUMNS); without rows where the run diverged at
+        """The training curve as a pandas DataFrame (columns: lib.training.loop); without rows where the run diverged at
         once."""
         import pandas as pd
 
-        from lib.train import COLUMNS
+        from lib.training.loop import columns
 
-        path, remedy = self.run(run, seed).folder / "curve.csv", f"run `dvc repro train@{run}`"
+        trained, remedy = self.run(run, seed), f"run `dvc repro train@{run}`"
+        path = trained.folder / "curve.csv"
         text = files.read_text(path, remedy)
         try:
             frame = pd.read_csv(io.StringIO(text))
         except ValueError as e:  # pandas' errors are of this kind
             raise data.DataError(f"{path} is damaged ({type(e).__name__}): {remedy}") from None
-        if lacking := [c for c in COLUMNS if c not in frame]:
+        if lacking := [c for c in columns(trained.run) if c not in frame]:
             raise data.DataError(f"{path} has no column {', '.join(lacking)}: it is of another version; {remedy}")
         return frame if len(frame) else frame.astype(float)  # of nothing, pandas cannot tell the type
 
@@ -124,7 +126,6 @@ class Book:
     def _record(self, id: str, paths, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:
             raise KeyError(f"{id!r} is no artefact of the papers; see lib.papers.ARTEFACTS")
-        from lib import train
 
         about = papers.ARTEFACTS[id]
         seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})
@@ -137,7 +138,7 @@ class Book:
             "runs": list(runs),
             "dataset": dataset or self._datasets(runs) or "none: computed in the notebook",
             "seeds": seeds,
-            "commit": train.commit(),
+            "commit": commit(),
         }
         if stand_in and self.profile != "paper":
             entry["stand_in"] = stand_in

@@ -17,23 +17,6 @@ from lib import ROOT, data, files, papers, params
 
 SAMPLES = ("jempp-fig3", "sada-fig2", "at-fig6")  # the figures that show samples at random
 RADIUS = 8  # of the L_inf attack, 255ths: the papers' usual one
-IDLE = {  # settings that a section of this kind does not read
-    "wrn": ("width",),
-    "discriminator": ("depth", "widen", "norm"),
-    "resnet50": ("depth", "widen", "width", "norm"),
-    "uniform": ("images",),
-    "gaussians": ("images",),
-    "images": ("buffer", "reinit"),
-    "none": ("pad", "cutout", "share", "scale", "ratio"),
-    "crop_flip": ("cutout", "share", "scale", "ratio"),
-    "autoaugment": ("share", "scale", "ratio"),
-    "resized_crop": ("pad", "fill", "cutout"),
-    "sgld": ("closed_form",),
-    "proximal": ("closed_form",),
-    "pgd": ("closed_form", "noise"),
-    "sgd": ("betas",),
-    "adam": ("momentum",),
-}
 PROTOCOLS = {  # of lib.evaluate: which images its distances are of
     "buffer": "the replay buffer",
     "confident": "its most confident tenth per class",
@@ -94,12 +77,12 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def _flat(section: dict) -> str:
-    """A section of the configuration in a line: its kind, then what is set and read."""
+    """A cell of the configuration in a line: its kind, then what is set."""
     kind = section.get("kind") or section.get("optimizer")
     inner = ", ".join(
         f"{k} ({_flat(v)})" if isinstance(v, dict) else f"{k} {v}"
         for k, v in section.items()
-        if k not in ("kind", "optimizer", *IDLE.get(kind, ())) and v not in (None, [], False)
+        if k not in ("kind", "optimizer") and v not in (None, [], False)
     )
     return ": ".join(filter(None, (kind, inner)))
 
@@ -109,8 +92,10 @@ def _settings(about: dict, measured: dict) -> str:
     config, mean = about["config"], measured["mean"]
     energy = "E(x) = -f(x), one logit" if config["network"]["logits"] == 1 else "E(x) = -log sum exp of the class logits"
     rows = [("network", f"{_flat(config['network'])}; {about['parameters']:,} parameters"), ("energy", energy)]
-    cells = ("start", "step", "loss", "update", "augment", "adversary", "generation")
-    rows += [(k, _flat(config[k])) for k in cells if config[k]]
+    rows += [(k, _flat(config[k])) for k in ("start", "step", "loss", "update", "generation") if config[k]]
+    rows += [
+        ("images", f"augment {_flat(config['augment'])}, input noise {config['input_noise']}, branches {config['branches']}")
+    ]
     rows += [
         ("training", f"{mean['iterations']:,.0f} updates, {mean['epochs']:.1f} epochs, {mean['seconds']:,.0f} s a seed"),
         ("seeds", ", ".join(str(s["seed"]) for s in measured["seeds"])),
@@ -250,8 +235,7 @@ def _load(name: str, profile: str, about: dict) -> str:
     calls += [("p = model.classify(x)", "p(y|x): (n, classes)")] * (config["network"]["logits"] != 1)
     calls += [("images = model.sample(16)", "uint8 (16, C, H, W)")] * bool(config["step"])
     lines = [
-        "from lib import data",
-        "from lib.evaluate import load_run",
+        "from lib import data, load_run",
         "",
         f'model = load_run("{name}", "{profile}")',
         f'x = data.load("{profile}", "{config["data"]}").x_test',

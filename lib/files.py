@@ -11,6 +11,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import sys
@@ -155,6 +156,14 @@ def _reason(e: Exception) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
+def amount(text: str) -> float:
+    """A command line's number of minutes, or of whatever there cannot be less than none. Raises: ValueError."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
 def command(*faults: type[Exception]):
     """Decorates a command's `main`: what goes wrong with files, and `faults`, ends in one line; a letter that the terminal
     cannot show (a rho under cp1252) is escaped, not fatal."""

@@ -290,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure what is pending, within a number of minutes.")
     parser.add_argument("--profile", choices=params.PROFILES)
     parser.add_argument(
-        "--minutes", type=train.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending"
+        "--minutes", type=files.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending"
     )
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="a pack's folder, or its manifest: continue from it")
@@ -299,7 +299,7 @@ def main() -> None:
     )
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="at the end, write what came out as a few files")
     parser.add_argument("--files", type=int, default=8, help="of a pack, at most")
-    parser.add_argument("--megabytes", type=train.amount, default=16, help="of each of them, at most (10^6 bytes)")
+    parser.add_argument("--megabytes", type=files.amount, default=16, help="of each of them, at most (10^6 bytes)")
     sys.exit(_main(parser.parse_args()))
 
 

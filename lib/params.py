@@ -9,36 +9,32 @@ from __future__ import annotations
 
 import difflib
 import os
+import typing
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from lib import ROOT, files
+from lib.parts.augmentations import Augmentation
+from lib.parts.cell import Cell, ConfigError, Count, Index, Positive, Weight
+from lib.parts.losses import Loss
+from lib.parts.networks import Networks
+from lib.parts.samplers import PGD, Step
+from lib.parts.starts import Starts
+from lib.parts.updates import Update
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
 INCEPTION = ("clean", "legacy_tensorflow")  # clean-fid's modes, of one network: lib.measures.inception
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
-PARTS = ("start", "step", "sam", "progress", "real", "generation")  # a size scales them, only a method has them
 _WARNED: set[str] = set()
 
 
-class ConfigError(ValueError):
-    """A setting in params.yaml that cannot be: one line, naming the value, what was expected, the remedy."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Data(Section):
+class Data(Cell):
     """One data set at one size. Images are square."""
 
     name: Literal[
@@ -59,208 +55,25 @@ class Data(Section):
     classes: tuple[int, ...] = ()  # only images of these classes, labelled 0, 1, ...; (): all
     train: Count | None = None  # images to train on; None: all
     test: Count | None = None
-    holdout: Annotated[int, Field(ge=0)] = 0  # of the training images, kept for validation
+    holdout: Index = 0  # of the training images, kept for validation
     folder: str | None = None  # where the full data lie; None: data/raw
     gaussians: bool = True  # false: no chain starts from its class Gaussians, so fit none
 
 
-class Network(Section):
-    kind: Literal["wrn", "resnet50", "discriminator"] = "wrn"
-    depth: Count = 10  # wrn
-    widen: Count = 1  # wrn
-    width: Count = 32  # discriminator: channels after the first layer
-    norm: Literal["none", "batch"] = "batch"  # wrn
-    logits: Count | None = None  # None: one per class; AT-EBM: one
-    # colour images in [0, 1] by this set's mean and standard deviation, in front of the first layer; None: as they are
-    normalise: Literal["cifar10", "imagenet"] | None = None
-
-
-class Transform(Section):
-    """How images are changed at random (lib.data.augmented)."""
-
-    # crop_flip: pad, random crop, horizontal flip; autoaugment: the same, then AutoAugment's CIFAR-10 policy, then cutout;
-    # resized_crop: a random part, scaled back to the size, and a horizontal flip
-    kind: Literal["none", "crop_flip", "autoaugment", "resized_crop"] = "none"
-    pad: Count = 4  # pixels
-    fill: tuple[Byte, ...] | None = None  # the margin's colour, a byte per channel; None: reflected
-    cutout: Annotated[int, Field(ge=0)] = 0  # autoaugment: side of the black square, in pixels
-    share: Share = 1.0  # resized_crop: of the images, which are cut
-    scale: tuple[Positive, Positive] = (0.08, 1.0)  # resized_crop: the part's area, from and to
-    ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # resized_crop: the part's width over its height, from and to
-
-    @model_validator(mode="after")
-    def _in_order(self):
-        for key, (a, b) in {"scale": self.scale, "ratio": self.ratio}.items():
-            if a > b or (key == "scale" and b > 1):
-                raise ValueError(
-                    f"{key}: [{a:g}, {b:g}]; expected from and to in this order"
-                    + ", of an image, whose area is 1" * (key == "scale")
-                )
-        return self
-
-
-class Augment(Transform):
-    noise: Weight = 0.03  # Gaussian input noise, at test time too (JEM's sigma)
-    # shared: one batch for p(y|x) and p(x); classify: p(x) has a batch of its own, not augmented (SADA-JEM Eq. 11)
-    branches: Literal["shared", "classify"] = "shared"
-
-
-class Start(Section):
-    kind: Literal["uniform", "gaussians", "images"]
-    buffer: Count = 10_000  # |B|; images: no buffer, every chain is a fresh image
-    reinit: Share = 0.05  # rho: share of chains started afresh
-    of: dict[str, Share] | None = None  # images: source -> share; noise, leaves, discs, or a role
-    images: Count = 8_000  # images: how many there are
-    augment: Transform | None = None  # images: each batch of them; None: as they are
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.augment and self.kind != "images":
-            raise ValueError(
-                f"start.augment of kind {self.augment.kind!r} for start kind {self.kind!r}: images alone are "
-                "augmented; leave it out"
-            )
-        if (self.kind == "images") != (self.of is not None):
-            raise ValueError(f"start kind {self.kind!r} of {self.of!r}: kind images, and no other, says what p0 is made of")
-        if self.of and abs(sum(self.of.values()) - 1) > 1e-6:
-            raise ValueError(f"start.of: the shares {self.of} add up to {sum(self.of.values()):g}; expected 1")
-        return self
-
-
-class Progress(Section):
-    """How AT-EBM's K grows to step.K. linear: from 0, the same number of iterations for each K (Algorithm 2); auc: from
-    `first`, when the mean AUC of the last `window` iterations passes `threshold`, or after `hold` iterations (the code)."""
-
-    kind: Literal["linear", "auc"]
-    threshold: Share = 0.8
-    window: Count = 100
-    hold: Count | None = None
-    first: Annotated[int, Field(ge=0)] = 0  # auc: K at the beginning (the code's --startstep)
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.first and self.kind == "linear":
-            raise ValueError(f"first: {self.first} for kind linear, which begins at 0: use auc, or leave it out")
-        return self
-
-
-class Downhill(Section):
-    """AT-EBM's code also moves the real images, against f: a few steps, within an L2 ball."""
-
-    steps: Count
-    radius: Positive | None = None
-
-
-class Step(Section):
-    """One cell of the `step` column; K for SGLD, proximal SGLD and PGD, M and N for PYLD-M-N."""
-
-    kind: Literal["sgld", "proximal", "pyld", "pgd"]
-    K: Count | None = None
-    M: Count | None = None
-    N: Count | None = None
-    alpha: Positive
-    epsilon: Positive | None = None  # proximity constraint
-    noise: Weight = 0.0
-    clip: bool = True  # keep every state in the image range
-    closed_form: bool = True  # PYLD with a linear first layer: one long step
-    radius: Positive | None = None  # PGD: of the L2 ball around the start; None: unbounded
-    progress: Progress | None = None  # PGD: None: K from the beginning
-    real: Downhill | None = None  # PGD: None: real images stay as they are
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        needs = {"sgld": {"K"}, "proximal": {"K", "epsilon"}, "pyld": {"M", "N"}, "pgd": {"K"}}[self.kind]
-        allowed = needs | {"pyld": {"epsilon"}, "pgd": {"radius", "progress", "real"}}.get(self.kind, set())
-        given = {k for k in ("K", "M", "N", "epsilon", "radius", "progress", "real") if getattr(self, k) is not None}
-        if not needs <= given:
-            raise ValueError(f"step kind {self.kind!r} needs {sorted(needs - given)}")
-        if not given <= allowed:
-            raise ValueError(f"step kind {self.kind!r} takes no {sorted(given - allowed)}")
-        if self.progress and self.progress.first > self.K:
-            raise ValueError(f"progress.first: {self.progress.first} is beyond K: {self.K}; expected at most K")
-        return self
-
-    @property
-    def passes(self) -> int:
-        """Full forward and backward passes per chain."""
-        return self.M if self.kind == "pyld" else self.K
-
-    def arguments(self, low: float = -1.0) -> dict:
-        """Keyword arguments for this kind's function in lib.parts.samplers; images are in [low, 1]."""
-        if self.kind == "pgd":
-            return {"K": self.K, "alpha": self.alpha, "radius": self.radius, "clip": (low, 1.0) if self.clip else None}
-        own = {"alpha": self.alpha, "noise": self.noise, "clip": (low, 1.0) if self.clip else None}
-        if self.kind == "pyld":
-            own |= {
-                "M": self.M,
-                "N": self.N,
-                "closed_form": self.closed_form,
-                "epsilon": float("inf") if self.epsilon is None else self.epsilon,
-            }
-        else:
-            own |= {"K": self.K} | ({"epsilon": self.epsilon} if self.kind == "proximal" else {})
-        return own
-
-
-class Adversary(Section):
-    """Adversarial training (Madry et al. 2018): the classifier sees PGD images in place of clean ones."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    radius: Positive  # 255ths of the [0, 1] range, as the papers count
-    steps: Count
-
-
-class Loss(Section):
-    classify: Weight = 1.0  # weight of -log p(y|x)
-    generate: Weight = 1.0  # weight of -log p(x)
-    l2: Weight = 0.0  # weight of the energies' squares
-    discriminate: Weight = 0.0  # weight of the real-vs-perturbed BCE (AT-EBM)
-    r1: Weight = 0.0  # weight of the R1 gradient penalty on real images
-
-
-class Sam(Section):
-    rho: Positive  # radius of the ball in weight space
-    adaptive: bool = False  # ASAM (Kwon et al. 2021)
-
-
-class Generation(Section):
+class Generation(Cell):
     """How a model without a replay buffer makes samples: PGD from p0 images (AT-EBM)."""
 
     steps: Count
     alpha: Positive
-    images: Count = 2000
+    images: Count
+
+    @property
+    def chain(self) -> PGD:
+        return PGD(K=self.steps, alpha=self.alpha)
 
 
-class Update(Section):
-    optimizer: Literal["sgd", "adam"]
-    lr: Positive
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam
-    momentum: Share = 0.9  # SGD
-    nesterov: bool = False  # SGD
-    weight_decay: Weight = 0.0
-    batch: Count = 64
-    iterations: Count | None = None  # either iterations ...
-    epochs: Positive | None = None  # ... or epochs of the training set
-    warmup: Annotated[int, Field(ge=0)] = 0  # iterations of linear warm-up
-    schedule: Literal["step", "cosine"] = "step"
-    milestones: tuple[Share, ...] = ()  # step: shares of the training at which lr *= decay
-    decay: Positive = 0.2
-    sam: Sam | None = None  # sharpness-aware: two passes an update
-
-    @model_validator(mode="after")
-    def _one_length(self):
-        if (self.iterations is None) == (self.epochs is None):
-            raise ValueError("update needs exactly one of iterations and epochs")
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            raise ValueError(
-                f"nesterov for {self.optimizer} with momentum {self.momentum:g}: expected sgd with some "
-                "momentum; or leave nesterov out"
-            )
-        return self
-
-
-class Run(Section):
-    """Everything that decides a training run's result, with the data and the seed."""
+class Run(Cell):
+    """Everything that decides a training run's result, with the data and the seed: a cell of each column, and how it is run."""
 
     name: str
     profile: str
@@ -268,15 +81,17 @@ class Run(Section):
     size: str
     data: str  # role: primary, second, third, faces, cats, church
     range: Literal["symmetric", "unit"] = "symmetric"  # of images: [-1, 1] (JEM family) or [0, 1] (AT-EBM)
-    network: Network = Network()
+    network: Networks
     initial: str | None = None  # a weights.pt to begin from: absolute, or from the project's root
-    augment: Augment = Augment()
-    start: Start | None = None
+    augment: Augmentation
+    input_noise: Weight  # sigma of the Gaussian noise on images, at training and at test time
+    # shared: one batch for p(y|x) and p(x); classify: p(x) has a batch of its own, not augmented (SADA-JEM Eq. 11)
+    branches: Literal["shared", "classify"] = "shared"
+    start: Starts | None = None
     step: Step | None = None
-    loss: Loss = Loss()
-    adversary: Adversary | None = None
+    loss: Loss
     update: Update
-    reference: str = "reference"  # the run whose features measure this one's samples
+    reference: str  # the run whose features measure this one's samples
     seeds: tuple[int, ...] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     threads: Count | None = None  # CPU threads of one run; None: torch's own choice
@@ -285,8 +100,8 @@ class Run(Section):
     log_every: Count = 10  # iterations
     validate_every: Count = 100
     checkpoint_every: Count = 200
-    rollbacks: Annotated[int, Field(ge=0)] = 0  # after a divergence, back to the last checkpoint
-    snapshots: Annotated[int, Field(ge=0)] = 0  # times the buffer and the weights are kept for study
+    rollbacks: Index = 0  # after a divergence, back to the last checkpoint
+    snapshots: Index = 0  # times the buffer and the weights are kept for study
     generation: Generation | None = None
 
     @property
@@ -294,32 +109,17 @@ class Run(Section):
         """The darkest pixel's value; the brightest is 1. The one place that knows the ranges."""
         return {"symmetric": -1.0, "unit": 0.0}[self.range]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the network has one logit per class, and learns them."""
+        return bool(self.loss.needs & {"labels", "attacked"})
+
     @model_validator(mode="after")
-    def _consistent(self):
-        if (self.start is None) != (self.step is None):
-            raise ValueError("a chain needs both a start and a step; a classifier has neither")
-        if self.adversary and self.step:
-            raise ValueError("adversary is for classifiers: an energy-based run makes its own negative images")
-        if self.step is None and (self.loss.generate or self.loss.discriminate):
-            raise ValueError("loss.generate or loss.discriminate > 0 needs samples: give start and step, or set it to 0")
-        if self.step and (self.step.kind == "pgd") != (self.start.kind == "images"):
-            raise ValueError(
-                f"step kind {self.step.kind!r} from start kind {self.start.kind!r}: PGD moves images, the "
-                "others a replay buffer"
-            )
-        if not self.loss.classify and (self.step is None or self.step.kind != "pgd"):
-            raise ValueError(
-                "loss.classify: 0 leaves nothing that needs labels, which only AT-EBM's runs (step kind pgd) do "
-                "without: give it a weight"
-            )
-        if self.augment.branches == "classify" and not self.step:
-            raise ValueError("augment.branches: classify sets p(x) apart, and a classifier has none: use shared")
-        if self.network.normalise and self.range != "unit":
-            raise ValueError(
-                f"network.normalise: {self.network.normalise} with range {self.range}: its mean and deviation "
-                "are of images in [0, 1]; set range: unit, or normalise: null"
-            )
-        if self.start and self.start.kind == "uniform" and self.network.norm == "batch" and self.name not in _WARNED:
+    def _cells_fit(self):
+        for refusal in self._refusals():
+            raise ValueError(refusal)
+        batch_norm = getattr(self.network, "norm", None) == "batch"
+        if self.start and self.start.kind == "uniform" and batch_norm and self.name not in _WARNED:
             _WARNED.add(self.name)
             # once per process, and with no path of the reader's machine: saved notebooks show it
             warnings.warn_explicit(
@@ -330,6 +130,31 @@ class Run(Section):
                 0,
             )
         return self
+
+    def _refusals(self) -> Iterator[str]:
+        """Why these cells do not fit together: all the ways there are; every other combination trains."""
+        terms, needs = ", ".join(self.loss.terms) or "no term", self.loss.needs
+        if (self.start is None) != (self.step is None):
+            yield f"start {self.start}, step {self.step}: a chain needs both; a classifier has neither"
+        if not any(t.drives for t in self.loss.terms.values()):
+            yield f"loss: {terms} leaves nothing to learn from; expected cross_entropy, contrastive, bce or adversarial_cross_entropy"
+        if self.step is None and "samples" in needs:
+            yield f"loss: {terms} needs samples, and there is no chain: give start and step, or leave those terms out"
+        if self.step and "samples" not in needs:
+            yield f"step {self.step.kind} makes samples that loss ({terms}) never sees: add contrastive or bce, or leave start and step out"
+        if self.labelled and self.network.logits is not None:
+            yield f"network.logits: {self.network.logits} with loss {terms}, which needs one logit per class; set it to null"
+        if self.branches == "classify" and not (self.step and "labels" in needs):
+            yield f"branches: classify sets p(x) apart from p(y|x), and loss ({terms}) does not have both: use shared"
+        if self.network.normalise and self.range != "unit":
+            yield (
+                f"network.normalise: {self.network.normalise} with range {self.range}: its mean and deviation are of images in "
+                "[0, 1]; set range: unit, or normalise: null"
+            )
+        if self.graph and self.step and self.step.growth:
+            yield "graph: true with step.growth: a CUDA graph is of one length; set graph: false, or leave growth out"
+        if self.generation and (self.start is None or self.start.buffer):
+            yield "generation: it is how a run with a start and without a buffer makes samples; leave it out"
 
 
 @lru_cache
@@ -416,11 +241,14 @@ def run(name: str, profile_name: str | None = None, params: dict | None = None) 
     params = params or load()
     profile_name = profile(profile_name, params)
     method = _pick(params.get("runs") or {}, name, "runs")
+    if not isinstance(method, dict):
+        raise ConfigError(f"runs.{name}: {method!r} is no section; expected keys and values")
     sizes = scale(profile_name, params)
-    merged = _merge(method, sizes.get("common") or {})
-    if isinstance(method, dict) and "size" in method:
-        merged = _merge(merged, _pick(sizes, method["size"], f"scales.{profile_name}") or {})
-    return _build(Run, _tuples({**merged, "name": name, "profile": profile_name}), f"runs.{name}")
+    size = sizes.get("common") or {}
+    if "size" in method:
+        size = _over(size, _pick(sizes, method["size"], f"scales.{profile_name}") or {})
+    named = {**_resized(Run, method, size), "name": name, "profile": profile_name}
+    return _build(Run, _tuples(named), f"runs.{name}")
 
 
 def runs(params: dict | None = None) -> list[str]:
@@ -434,19 +262,63 @@ def _pick(section: dict, key: str, where: str):
     return section[key]
 
 
-def _merge(low: dict, high: dict) -> dict:
-    """`high` over `low`, section by section; null in either switches a section off or on."""
-    out = dict(low)
-    for key, value in high.items():
-        if isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = _merge(out[key], value)
-        elif isinstance(value, dict) and key in out and out[key] is None:
-            pass  # the method has no such part (softmax: no start, no step)
-        elif isinstance(value, dict) and key in PARTS and key not in out:
-            pass
+# ------------------------------------------------------------------------------------------- a method at a size
+def _over(low: dict, high: dict) -> dict:
+    """`high` over `low`, section by section."""
+    both = {
+        k: _over(low[k], high[k]) for k in low.keys() & high.keys() if isinstance(low[k], dict) and isinstance(high[k], dict)
+    }
+    return {**low, **high, **both}
+
+
+def _resized(annotation, method: dict, size: dict) -> dict:
+    """A method's section at a size, which wins. A size speaks to many runs. So what it says of a part that this method lacks is
+    passed over (softmax has no start), unless it names the part's kind, which gives it one; and so is what other kinds of
+    this part have (a buffer's size, where chains start afresh). Any other key stays, to be refused by its name."""
+    cells, tag = _cells(annotation), _tag(annotation)
+    kind = size.get(tag, method.get(tag)) if tag else None
+    chosen = next((c for c in cells if not tag or _kind(c, tag) == kind), None)
+    if chosen is None:
+        return {**method, **size}  # of no kind that there is: refused by its name
+    before = next((c for c in cells if tag and _kind(c, tag) == method.get(tag)), chosen)
+    out = {k: v for k, v in method.items() if k in chosen.model_fields or k not in before.model_fields}
+    for key, value in size.items():
+        if key not in chosen.model_fields:
+            if not any(key in c.model_fields for c in cells):
+                out[key] = value
+            continue
+        own = chosen.model_fields[key].annotation
+        if isinstance(value, dict) and _cells(own):
+            names_a_kind, has = _tag(own) in value, isinstance(out.get(key), dict)
+            if has:
+                out[key] = _resized(own, out[key], value)
+            elif names_a_kind or not _optional(own):
+                out[key] = _resized(own, {}, value)
         else:
             out[key] = value
     return out
+
+
+@lru_cache
+def _cells(annotation) -> tuple[type[Cell], ...]:
+    """The classes of a section: one, or one per kind; (): the value is no section."""
+    if isinstance(annotation, type) and issubclass(annotation, Cell):
+        return (annotation,)
+    return tuple(c for a in typing.get_args(annotation) for c in (_cells(a) if not isinstance(a, FieldInfo) else ()))
+
+
+def _tag(annotation) -> str | None:
+    """The key that tells a section's kinds apart."""
+    fields = [c.model_fields for c in _cells(annotation)]
+    return next((t for t in ("kind", "optimizer") if fields and all(t in f for f in fields)), None)
+
+
+def _kind(cell: type[Cell], tag: str) -> str:
+    return typing.get_args(cell.model_fields[tag].annotation)[0]
+
+
+def _optional(annotation) -> bool:
+    return type(None) in typing.get_args(annotation)
 
 
 def _tuples(value):
@@ -456,6 +328,7 @@ def _tuples(value):
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+# ------------------------------------------------------------------------------------------------------- errors
 def _nearest(key, among) -> str:
     near = difflib.get_close_matches(str(key), [str(a) for a in among], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
@@ -468,20 +341,43 @@ def _build(kind, section, where: str):
         return kind(**section)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(map(str, (where, *first["loc"])))
+        path, owner, others = _owner(kind, first["loc"])
+        place, value = ".".join((where, *path)), first["input"]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            owner = kind
-            for part in first["loc"][:-1]:
-                owner = next((a for a in _sections(owner.model_fields[part].annotation)), owner)
-            message = "unknown key" + _nearest(first["loc"][-1], owner.model_fields)
+            message = _unknown(path[-1], owner, others)
         elif first["type"] == "missing":
             message = "missing; add it"
-        else:
-            message = f"{message}; got {first['input']!r}" if first["loc"] else message
+        elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            tag = _tag(owner)
+            has = value.get(tag) if isinstance(value, dict) else value
+            known = [_kind(c, tag) for c in _cells(owner)]
+            message = f"{tag}: {has!r}{_nearest(has, known)}; expected one of {', '.join(known)}"
+        elif first["type"] != "value_error" or path:
+            message = f"{message}; got {value!r}" if not isinstance(value, dict) else message
         raise ConfigError(f"params.yaml, {place}: {message}") from None
 
 
-def _sections(annotation):
-    options = getattr(annotation, "__args__", (annotation,))
-    return [a for a in options if isinstance(a, type) and issubclass(a, Section)]
+def _owner(annotation, loc) -> tuple[list[str], Any, tuple[type[Cell], ...]]:
+    """Where an error is: its path without the kinds that pydantic names, the section that it is in, its other kinds."""
+    path, others = [], ()
+    for i, part in enumerate(loc):
+        cells, tag = _cells(annotation), _tag(annotation)
+        chosen = [c for c in cells if tag and len(cells) > 1 and _kind(c, tag) == part]
+        if chosen:
+            annotation, others = chosen[0], tuple(c for c in cells if c is not chosen[0])
+            continue
+        path.append(str(part))
+        fields = cells[0].model_fields if len(cells) == 1 else {}
+        if part in fields and _cells(fields[part].annotation):
+            annotation, others = fields[part].annotation, ()
+        elif i < len(loc) - 1:
+            break
+    return path, annotation, others
+
+
+def _unknown(key: str, owner, others: tuple[type[Cell], ...]) -> str:
+    tag, cell = _tag(owner), _cells(owner)[0]
+    if having := [_kind(c, tag) for c in others if key in c.model_fields]:
+        return f"{tag} {_kind(cell, tag)!r} has no such key, {' and '.join(having)} have; leave it out, or change the {tag}"
+    return "unknown key" + _nearest(key, cell.model_fields)

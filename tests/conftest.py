@@ -38,6 +38,14 @@ def tiny_split():
     return data.Split("mnist", x, y, x[:16], y[:16], x[:16], y[:16], starts.ClassGaussians.fit(data.to_range(x), y))
 
 
+def move_root(patch, home: Path) -> None:
+    """Every module of lib reads and writes under `home` instead of under the project, whose params.yaml and data stay its own."""
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lib.") and name not in ("lib.params", "lib.sources") and hasattr(module, "ROOT"):
+            patch.setattr(module, "ROOT", home)
+
+
 def pytest_xdist_auto_num_workers(config):
     """`-n auto`: one worker for each core that may be used, four at most; each is a process of half a GB."""
     return min(4, pipeline_.jobs())

@@ -62,14 +62,14 @@ def shrink(whole: dict) -> dict:
         threads=1,
         compile=False,
     )
-    scale["common"]["start"].update(buffer=40, images=60)
+    scale["common"]["start"].update(buffer={"size": 40}, images=60)
     for name in {r["size"] for r in raw["runs"].values()}:
         size = scale[name]
-        size["update"] = {**size.get("update", {}), "batch": 4, "epochs": None, "iterations": 2, "warmup": 1}
+        size["update"] = {**size.get("update", {}), "batch": 4, "epochs": None, "iterations": 2, "schedule": {"warmup": 1}}
         if name.startswith("at"):  # ResNet-50 comes in one size
             size["network"] = {"kind": "discriminator", "width": 8}
             size["start"] = {**size.get("start", {}), "images": 60}
-            size["step"] = {"progress": {"hold": 1}}
+            size["step"] = {"growth": {"hold": 1}}
             size["generation"] = {"steps": 2, "images": 12}
     scale["live"] = {"iterations": 60, "chains": 60, "repeats": 2}
     scale["applications"] = {
@@ -101,12 +101,8 @@ def as_published(whole: dict, small: dict) -> dict:
         run = raw["runs"][f"{name}-published"] = copy.deepcopy(raw["runs"][name])
         size = raw["scales"]["paper"][f"{run['size']}-published"] = copy.deepcopy(raw["scales"]["paper"][run["size"]])
         run["size"] += "-published"
-        size["network"] = {
-            "width": params.Network().width,
-            **whole["scales"]["paper"]["common"]["network"],
-            **whole["runs"][name]["network"],
-        }
-        size["start"] = {**size.get("start", {}), "buffer": 20, "reinit": 0.5}
+        size["network"] = {**whole["scales"]["paper"]["common"]["network"], **whole["runs"][name]["network"]}
+        size["start"] = {**size.get("start", {}), "buffer": {"size": 20, "reinit": 0.5}}
         size["compile"] = name == "jempp-m10"  # one is enough: it takes a minute
         size["update"]["batch"], size["snapshots"] = 2, 0
     return raw

@@ -4,9 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, files, params, sources, train
+from lib import data, files, params, sources
 from lib.parts import losses, networks
-from lib.training import checkpoint
+from lib.parts.augmentations import AutoAugment, CropFlip, ResizedCrop, Unchanged
+from lib.parts.networks import DiscriminatorCell, ResNet50Cell, WideResNetCell
+from lib.parts.samplers import Uphill
+from lib.parts.schedules import ByAUC, Constant, Linear
+from lib.parts.updates import SGD
+from lib.training import Trainer, checkpoint, fit
+from lib.training import trainer as trainer_
 
 
 @pytest.fixture(scope="module")
@@ -21,50 +27,43 @@ def p0(monkeypatch):
 
 
 def configure(name="at", **step):
-    run = params.run(name, "smoke")
-    u = run.update.model_copy(update={"iterations": 30})
-    return run.model_copy(
-        update={"update": u, "checkpoint_every": 5, "precision": "fp32", "step": run.step.model_copy(update=step)}
-    )
+    run = params.run(name, "smoke").but({"update.iterations": 30, "checkpoint_every": 5, "precision": "fp32"})
+    return run.but({f"step.{k}": v for k, v in step.items()})
 
 
-def ks(progress, aucs):
+def ks(length, aucs):
     found = []
     for i, auc in enumerate(aucs):
-        found.append(progress.K(i))
-        progress.record(i, torch.tensor(auc))
+        found.append(length(i))
+        length.record(i, torch.tensor(auc))
     return found
 
 
 def rule(**kw):
-    return params.Progress(**{"kind": "auc", "threshold": 0.8, "window": 20, "hold": None, **kw})
+    return ByAUC(**{"threshold": 0.8, "window": 20, "hold": None, **kw})
 
 
 def test_algorithm_2_gives_every_K_as_many_iterations():
-    step = configure(K=4, progress=rule(kind="linear")).step
-    assert ks(train.Progress(step, 100), [0.5] * 100) == [k for k in range(5) for _ in range(20)]
+    assert ks(Linear().build(4, 100), [0.5] * 100) == [k for k in range(5) for _ in range(20)]
 
 
 def test_the_code_raises_K_when_D_wins():
-    step = configure(K=3, progress=rule()).step
-    assert ks(train.Progress(step, 100), [0.79] * 60) == [0] * 60
-    assert ks(train.Progress(step, 100), [0.9] * 70) == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 10
+    assert ks(rule().build(3, 100), [0.79] * 60) == [0] * 60
+    assert ks(rule().build(3, 100), [0.9] * 70) == [0] * 20 + [1] * 20 + [2] * 20 + [3] * 10
     # the mean of the last 20 passes 0.8 once 14 of them are 0.9 (and 6 are 0.6); looked at every tenth iteration
-    assert ks(train.Progress(step, 100), [0.6] * 20 + [0.9] * 25)[39:41] == [0, 1]
+    assert ks(rule().build(3, 100), [0.6] * 20 + [0.9] * 25)[39:41] == [0, 1]
 
 
 def test_the_code_raises_K_after_a_while_all_the_same():
-    step = configure(K=2, progress=rule(hold=25)).step
-    assert ks(train.Progress(step, 100), [0.5] * 60) == [0] * 25 + [1] * 25 + [2] * 10
+    assert ks(rule(hold=25).build(2, 100), [0.5] * 60) == [0] * 25 + [1] * 25 + [2] * 10
 
 
 def test_fixed_K():
-    assert set(ks(train.Progress(configure(K=7, progress=None).step, 50), [1.0] * 50)) == {7}
+    assert set(ks(configure(K=7, growth=None).step.length(50), [1.0] * 50)) == {7}
 
 
-def test_progress_resumes():
-    step, aucs = configure(K=5, progress=rule()).step, [0.9] * 33
-    a, b = train.Progress(step, 100), train.Progress(step, 100)
+def test_a_growing_length_resumes():
+    aucs, a, b = [0.9] * 33, rule().build(5, 100), rule().build(5, 100)
     ks(a, aucs)
     b.load_state_dict(a.state_dict())
     for p in (a, b):
@@ -74,24 +73,19 @@ def test_progress_resumes():
 
 
 def test_K_may_begin_later(split):
-    run = configure(K=4, progress=rule(window=5, hold=3, first=2))
-    trainer = train.Trainer(run, split, 0)
+    run = configure(K=4, growth=rule(window=5, hold=3, first=2))
+    trainer = Trainer(run, split, 0)
     assert [trainer.step()["K"].item() for _ in range(8)] == [2, 2, 2, 3, 3, 3, 4, 4]
 
 
-def test_auc_of_told_apart():
-    real, fake = torch.tensor([-3.0, -1.0, 1.0]), torch.tensor([0.0, 2.0])  # low energy: real
-    found = train.told_apart(real, fake)
-    assert found["auc"].item() == pytest.approx(5 / 6) and found["accuracy"].item() == pytest.approx((2 / 3 + 1) / 2)
-    assert train.told_apart(real, real)["auc"] == 0.5, "ties count half"
-
-
 def test_an_update_moves_p0_down_and_real_images_up(split):
-    trainer = train.Trainer(configure(K=4, alpha=0.3, progress=None, real=params.Downhill(steps=2, radius=0.2)), split, 0)
-    x, _ = trainer.stream(0, trainer.noise)
+    trainer = Trainer(configure(K=4, alpha=0.3, growth=None, real=Uphill(steps=2, radius=0.2)), split, 0)
+    batch = trainer.batch()
+    x = batch.real
     assert x.min() >= 0 and x.max() <= 1, "the [0, 1] range"
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    real, star, numbers = trainer.perturb(x)
+    star, numbers = trainer.sample(x)
+    real = trainer.uphill(batch).real
     assert 0 < (real - x).flatten(1).norm(dim=1).max() <= 0.2 + 1e-5
     assert 0 < numbers["travelled"] <= 4 * 0.3 + 1e-5 and numbers["K"] == 4
     E = trainer.energy
@@ -103,28 +97,23 @@ def test_an_update_moves_p0_down_and_real_images_up(split):
 
 def test_p0_images_are_augmented_as_they_are_drawn(split, monkeypatch):
     monkeypatch.setattr(data, "p0", lambda *a: torch.full((50, 1, 8, 8), 255, dtype=torch.uint8))
-    run, how = configure(K=0, progress=None, real=None), params.Transform(kind="crop_flip", pad=2, fill=(0,))
-    plain, moved = (
-        train.Trainer(run.model_copy(update={"start": run.start.model_copy(update={"augment": a})}), split, 0)
-        for a in (None, how)
-    )
+    run = configure(K=1, growth=Linear(), real=None)  # K = 0 in the first half
+    plain, moved = (Trainer(run.but({"start.augment": a}), split, 0) for a in (None, CropFlip(pad=2, fill=(0,))))
     before = plain.noise.get_state()
     x = plain.stream(0, plain.common)[0]
-    _, star, numbers = plain.perturb(x)
+    star, numbers = plain.sample(x)
     assert star.min() == 1 and torch.equal(plain.noise.get_state(), before), "none draws nothing"
-    _, star, numbers = moved.perturb(x)
+    star, numbers = moved.sample(x)
     assert set(star.unique().tolist()) == {0, 1} and numbers["travelled"] == 0, "the way begins at the augmented image"
-    assert not torch.equal(star, moved.perturb(x)[1]), "each batch anew"
+    assert not torch.equal(star, moved.sample(x)[0]), "each batch anew"
 
 
 def test_nesterov_is_passed_on(split):
-    u = params.Update(optimizer="sgd", lr=0.1, iterations=1, nesterov=True)
     weight = torch.nn.Linear(1, 1, bias=False)
     for nesterov in (True, False):
         weight.weight.data.fill_(1.0)
-        opt = train.optimizer(weight, u.model_copy(update={"nesterov": nesterov}))
-        weight.weight.grad = torch.ones(1, 1)
-        opt.step()
+        u = SGD(lr=0.1, batch=1, iterations=1, momentum=0.9, nesterov=nesterov, schedule=Constant())
+        u.build(weight).step(lambda: weight.weight.sum().backward())
         # v = g; w -= lr (g + mu v) with Nesterov's, lr v without
         assert weight.weight.item() == pytest.approx(1 - 0.1 * (1.9 if nesterov else 1.0))
 
@@ -134,41 +123,41 @@ def test_normalised_inputs(of):
     from lib.vision import v2
 
     torch.manual_seed(0)
-    plain = networks.build("discriminator", classes=1, channels=3, size=8, width=8)
+    plain = DiscriminatorCell(width=8).build(1, 3, 8)
     torch.manual_seed(0)
-    model = networks.build("discriminator", classes=1, channels=3, size=8, width=8, normalise=of)
+    model = DiscriminatorCell(width=8, normalise=of).build(1, 3, 8)
     x = torch.rand(4, 3, 8, 8)
     assert torch.allclose(model(x), plain(v2.Normalize(*networks.STATISTICS[of])(x)), atol=1e-6)
     assert torch.equal(model(x), model.rest(model.first(x))) and not list(model.buffers())
     assert [v.shape for v in model.state_dict().values()] == [v.shape for v in plain.state_dict().values()]
     with pytest.raises(ValueError, match=f"normalise: {of} for images of 1 channels; expected 3"):
-        networks.build("discriminator", classes=1, channels=1, size=8, normalise=of)
+        DiscriminatorCell(width=8, normalise=of).build(1, 1, 8)
 
 
 def beginning(path):
-    return configure().model_copy(update={"initial": str(path)})
+    return configure().but({"initial": str(path)})
 
 
 def test_a_run_begins_from_the_weights_it_names(split, tmp_path):
     run = configure()
-    other = train.Trainer(run, split, 7).model
+    other = Trainer(run, split, 7).model
     files.write_tensors(tmp_path / "weights.pt", other.state_dict())
-    began = train.Trainer(beginning(tmp_path / "weights.pt"), split, 0)
+    began = Trainer(beginning(tmp_path / "weights.pt"), split, 0)
     assert all(torch.equal(a, b) for a, b in zip(began.model.state_dict().values(), other.state_dict().values()))
     # a classifier of ten classes: all but its head
-    ten = run.model_copy(update={"network": run.network.model_copy(update={"logits": 10})})
-    classifier = train.Trainer(ten, split, 7).model
+    ten = run.but({"network.logits": 10})
+    classifier = Trainer(ten, split, 7).model
     files.write_tensors(tmp_path / "ten.pt", classifier.state_dict())
-    own = train.Trainer(run, split, 0).model.state_dict()
-    for key, value in train.Trainer(beginning(tmp_path / "ten.pt"), split, 0).model.state_dict().items():
+    own = Trainer(run, split, 0).model.state_dict()
+    for key, value in Trainer(beginning(tmp_path / "ten.pt"), split, 0).model.state_dict().items():
         assert torch.equal(value, own[key] if key.startswith("head.") else classifier.state_dict()[key]), key
-    train.Trainer(beginning(tmp_path / "ten.pt"), split, 0).step()
+    Trainer(beginning(tmp_path / "ten.pt"), split, 0).step()
 
 
 def test_a_relative_path_is_from_the_root(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(trainer_, "ROOT", tmp_path)
     with pytest.raises(params.ConfigError, match=f"runs.at.initial: {tmp_path}/of/weights.pt is missing: expected"):
-        train.Trainer(beginning("of/weights.pt"), split, 0)
+        Trainer(beginning("of/weights.pt"), split, 0)
 
 
 @pytest.mark.parametrize(
@@ -186,84 +175,79 @@ def test_a_relative_path_is_from_the_root(split, tmp_path, monkeypatch):
     ],
 )
 def test_weights_that_do_not_fit_are_one_clear_error(split, tmp_path, content, says):
-    path, what = tmp_path / "weights.pt", content(train.Trainer(configure(), split, 0).model.state_dict())
+    path, what = tmp_path / "weights.pt", content(Trainer(configure(), split, 0).model.state_dict())
     path.write_bytes(what) if isinstance(what, bytes) else torch.save(what, path)
     with pytest.raises(params.ConfigError, match=says) as e:
-        train.Trainer(beginning(path), split, 0)
+        Trainer(beginning(path), split, 0)
     assert str(e.value).startswith(f"runs.at.initial: {path}") and "expected" in str(e.value) and "\n" not in str(e.value)
 
 
-def test_batch_norm_stays_in_evaluation_mode(split):
-    run = configure()
-    run = run.model_copy(update={"network": params.Network(kind="wrn", logits=1)})
-    trainer = train.Trainer(run, split, 0)
+def test_a_frozen_batch_norm_stays_in_evaluation_mode(split):
+    trainer = Trainer(configure().but({"network": WideResNetCell(depth=10, widen=1, norm="frozen", logits=1)}), split, 0)
     for _ in range(2):
         trainer.step()
     norms = [m for m in trainer.model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert norms and all(not m.training and int(m.num_batches_tracked) == 0 for m in norms)
+    with networks.batch_statistics(trainer.model):
+        assert norms and all(not m.training and int(m.num_batches_tracked) == 0 for m in norms)
 
 
 AUGMENTED = {
-    "none": {},
-    "autoaugment": {"kind": "autoaugment", "pad": 1, "fill": (125,), "cutout": 4},
-    "resized_crop": {"kind": "resized_crop", "share": 0.5, "scale": (0.5, 1.0)},
+    "none": Unchanged(),
+    "autoaugment": AutoAugment(pad=1, fill=(125,), cutout=4),
+    "resized_crop": ResizedCrop(share=0.5, scale=(0.5, 1.0)),
 }
 
 
 @pytest.mark.parametrize("how", AUGMENTED)
 def test_an_interrupted_run_resumes_to_the_bit(how, split, tmp_path):
-    run = configure(progress=rule(window=10, hold=7, first=1))
-    run = run.model_copy(
-        update={
-            "augment": params.Augment(**AUGMENTED[how], noise=0.0),
-            "start": run.start.model_copy(update={"augment": params.Transform(**AUGMENTED[how])}),
-        }
-    )
+    run = configure(growth=rule(window=10, hold=7, first=1))
+    run = run.but({"augment": AUGMENTED[how], "start.augment": AUGMENTED[how]})
 
     def stop(trainer, row):
         if trainer.iteration == 18:
             raise KeyboardInterrupt
 
-    whole = train.Trainer(run, split, 0)
-    train.fit(whole, tmp_path / "a", tmp_path / "as")
+    whole = Trainer(run, split, 0)
+    fit(whole, tmp_path / "a", tmp_path / "as")
     with pytest.raises(KeyboardInterrupt):
-        train.fit(train.Trainer(run, split, 0), tmp_path / "b", tmp_path / "bs", on_log=stop)
+        fit(Trainer(run, split, 0), tmp_path / "b", tmp_path / "bs", on_log=stop)
     assert checkpoint.latest(tmp_path / "bs", "cpu")["iteration"] == 15
-    again = train.Trainer(run, split, 0)
-    train.fit(again, tmp_path / "b", tmp_path / "bs")
+    again = Trainer(run, split, 0)
+    fit(again, tmp_path / "b", tmp_path / "bs")
     assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
     rows = [
         [line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]
         for d in "ab"
     ]
-    assert rows[0] == rows[1] and rows[0][0].endswith("K,auc,travelled")
+    assert rows[0] == rows[1] and rows[0][0] == (
+        "iteration,epoch,loss,bce,r1,energy_real,energy_sample,auc,detection_accuracy,travelled,K,grad_norm,lr"
+    )
     assert not (tmp_path / "a" / "buffer.pt").exists()
 
 
 def test_the_ebm_objective_is_another_cell(split):
-    a, b = (train.Trainer(configure(name, progress=None, K=2), split, 0) for name in ("at", "at-ebm"))
-    x, _ = a.stream(0, a.noise)
-    e = torch.linspace(-1, 1, len(x))
-    (la, _), (lb, _) = (t.unlabelled_loss(x.clone(), e) for t in (a, b))
+    a, b = (Trainer(configure(name, growth=None, K=2), split, 0) for name in ("at", "at-ebm"))
+    batch, x_minus = a.batch(), torch.rand(16, 1, 8, 8)
+    (la, _), (lb, _) = (t.run.loss(t.energy, batch, x_minus) for t in (a, b))
     with torch.no_grad():
-        plus = a.energy(x)
-    assert torch.allclose(lb, losses.contrastive(plus, e)) and la > losses.real_vs_perturbed(plus, e), "R1 is added"
+        plus, minus = a.energy(batch.real), a.energy(x_minus)
+    assert torch.allclose(lb, losses.contrastive(plus, minus)) and la > losses.real_vs_perturbed(plus, minus), "R1 is added"
 
 
 def test_the_256_pixel_discriminator():
     torch.manual_seed(0)
-    model = networks.build("discriminator", classes=1, channels=3, size=256, width=64)
+    model = DiscriminatorCell(width=64).build(1, 3, 256)
     assert 18e6 < networks.parameter_count(model) < 23e6
     widths = [m.conv2.out_channels for m in model.modules() if isinstance(m, networks.DownBlock)]
     assert widths == [128, 256, 512, 512, 512, 512], "StarGAN v2's: doubled up to 512, six blocks down to 4x4"
     x = torch.rand(2, 3, 256, 256)
     assert model(x).shape == (2, 1) and model.features(x).shape == (2, 512)
     with pytest.raises(ValueError, match="discriminator for 24 pixels: expected a power of two"):
-        networks.build("discriminator", classes=1, channels=1, size=24)
+        DiscriminatorCell(width=8).build(1, 1, 24)
 
 
 def test_resnet50_for_small_images():
-    model = networks.build("resnet50", classes=10, channels=3, size=32, logits=1).eval()
+    model = ResNet50Cell(norm="frozen", logits=1).build(10, 3, 32).eval()
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 1)
     assert networks.parameter_count(model) == pytest.approx(23.5e6, rel=0.01)
     assert torch.equal(model(torch.zeros(1, 3, 32, 32)), model.rest(model.first(torch.zeros(1, 3, 32, 32))))
@@ -286,15 +270,18 @@ def test_the_papers_256_pixel_runs_on_a_small_folder(name, K, r1, steps, tmp_pat
     monkeypatch.setattr(data, "p0", lambda run: split.x_test.expand(6, -1, -1, -1))
     assert split.shape == (3, 256, 256) and run.network.kind == "discriminator" and run.low == 0
     # as its code's README trains, and its generate.py samples
-    assert (run.step.K, run.step.alpha, run.loss.r1, run.update.lr, run.update.batch) == (K, 2.0, r1, 5e-5, 40)
+    assert (run.step.K, run.step.alpha, run.loss.r1.weight, run.update.lr, run.update.batch) == (K, 2.0, r1, 5e-5, 40)
     assert (run.generation.steps, run.generation.alpha) == (steps, 8.0)
-    small = run.model_copy(
-        update={
-            "update": run.update.model_copy(update={"batch": 2, "iterations": 2, "epochs": None}),
-            "network": run.network.model_copy(update={"width": 8}),
-            "step": run.step.model_copy(update={"K": 2, "progress": None}),
+    small = run.but(
+        {
+            "update.batch": 2,
+            "update.iterations": 2,
+            "update.epochs": None,
+            "network.width": 8,
+            "step.K": 2,
+            "step.growth": None,
         }
     )
-    trainer = train.Trainer(small, split, 0)
-    m = train.fit(trainer, tmp_path / "out", tmp_path / "scratch")
+    trainer = Trainer(small, split, 0)
+    m = fit(trainer, tmp_path / "out", tmp_path / "scratch")
     assert m["verdict"] == "finished" and (tmp_path / "out" / "weights.pt").exists()

@@ -7,6 +7,7 @@ from torch import nn
 
 from lib import data, params, sources
 from lib.measures import attacks
+from lib.parts import attacks as parts
 
 
 class Linear(nn.Module):
@@ -97,7 +98,7 @@ def test_ball_and_range_are_never_left(cnn, batch, norm, epsilon, step_size, rng
 
 @pytest.mark.parametrize("norm", attacks.NORMS)
 def test_random_starts_are_uniform_in_the_ball(norm, rng):
-    d = attacks._uniform_in_ball(torch.zeros(20_000, 1, 1, 3), 2.0, norm, rng)
+    d = parts.uniform_in_ball(torch.zeros(20_000, 1, 1, 3), 2.0, norm, rng)
     r = distance(d, torch.zeros_like(d), norm) / 2
     assert r.max() <= 1 and abs((r < 0.5).float().mean().item() - 0.5**3) < 0.01
     assert d.mean((0, 1, 2)).abs().max() < 0.03

@@ -27,9 +27,9 @@ def test_the_chains_agree(wrn, rng):
     x = torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
     E = Energy(wrn)
     pairs = [
-        (plain.pyld(wrn, x, 3, 4, 0.1, 0.01), samplers.pyld(E, x, M=3, N=4, alpha=0.1, epsilon=0.01)),
-        (plain.proximal(wrn, x, 3, 0.5, 0.02), samplers.proximal_sgld(E, x, K=3, alpha=0.5, epsilon=0.02)),
-        (plain.sgld(wrn, x, 3, 0.5, 0.0), samplers.sgld(E, x, K=3, alpha=0.5)),
+        (plain.pyld(wrn, x, 3, 4, 0.1, 0.01), samplers.PYLD(M=3, N=4, alpha=0.1, epsilon=0.01)(E, x)),
+        (plain.proximal(wrn, x, 3, 0.5, 0.02), samplers.Proximal(K=3, alpha=0.5, epsilon=0.02)(E, x)),
+        (plain.sgld(wrn, x, 3, 0.5, 0.0), samplers.SGLD(K=3, alpha=0.5, clip=False)(E, x)),
     ]
     for ours, theirs in pairs:
         assert (ours - x).abs().max() > 1e-3
@@ -40,21 +40,18 @@ def test_the_chains_agree(wrn, rng):
 def test_one_update_from_the_same_weights_and_samples_agrees(small, name):
     """Loss, second stream, SAM, R1 and optimiser against an independent implementation of all of them."""
     run = bench.configuration(name, "cpu", batch=8, passes=2, precision="fp32")
-    run = run.model_copy(
-        update={
-            "augment": run.augment.model_copy(update={"noise": 0.0, "kind": "none"}),
-            "network": run.network.model_copy(update={"width": 8}),
-        }
-    )
+    run = run.but({"input_noise": 0.0, "augment": {"kind": "none"}})
+    if run.network.kind == "discriminator":
+        run = run.but({"network.width": 8})
     ours = bench.trainer(run, small, torch.device("cpu"))
     theirs = plain.Plain(ours)
     before = copy.deepcopy(ours.model.state_dict())
-    if run.step and run.step.kind == "pgd":
-        draws = ours.start.draw(8, torch.Generator().manual_seed(5))
-        ours.start.draw = lambda n, g=None: draws
+    if run.step and not ours.buffer:
+        draws = ours.start.sample(8, torch.Generator().manual_seed(5))
+        ours.start.sample = lambda n, g=None, y=None: draws
     elif run.step:
-        x_minus = small.gaussians.draw(8, torch.Generator().manual_seed(5))
-        ours.sample = theirs.sample = lambda: x_minus
+        x_minus = small.gaussians.sample(8, torch.Generator().manual_seed(5))
+        ours.sample, theirs.sample = lambda real: (x_minus, {}), lambda: x_minus
     ours.step(), theirs.step()
     changed = 0.0
     for key, a in ours.model.state_dict().items():
@@ -101,7 +98,7 @@ def test_memory_is_counted(small):
 
 def test_the_published_network_and_settings_are_measured():
     run = bench.configuration("jempp-m10", "cuda")
-    assert (run.network.depth, run.network.widen, run.update.batch, run.start.buffer) == (28, 10, 64, 10_000)
+    assert (run.network.depth, run.network.widen, run.update.batch, run.start.buffer.size) == (28, 10, 64, 10_000)
     assert run.step.M == 10 and run.step.N == 5 and run.augment.kind == "crop_flip"
 
 

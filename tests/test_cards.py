@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from conftest import move_root
 
 from lib import cards, data, evaluate, params, sources, train
 
@@ -15,8 +16,7 @@ def home(tmp_path_factory):
     """A project in which a classifier, JEM++ and AT-EBM were trained and measured, at smoke size."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cards, data, evaluate, train):
-            patch.setattr(module, "ROOT", home)
+        move_root(patch, home)
         data.path_of("smoke", "primary").parent.mkdir(parents=True)
         (home / "results" / "smoke" / "metrics").mkdir(parents=True)
         for role in ("primary", "second"):
@@ -57,7 +57,7 @@ def test_a_card_shows_what_was_measured(home):
     low, value, high = (f"{100 * m[k]:.1f}" for k in ("accuracy_low", "accuracy", "accuracy_high"))
     assert f"| accuracy on test images, % | {value} | {low} to {high} | – |" in text
     assert f"| FD-clf of the replay buffer (100 images) | {m['buffer']['fd_clf']:.2f} |" in text
-    assert "| step | pyld: M 5, N 5, alpha 0.2, epsilon 1.0, clip True, closed_form True |" in text
+    assert "| step | pyld: alpha 0.2, clip True, M 5, N 5, epsilon 1.0, closed_form True |" in text
     assert "![JEM++ samples](../05_jempp_results/jempp-fig3.png)" in text and "no fair draws" in text
     assert "they are not FID and IS" in text and "One seed" in text
 

@@ -13,10 +13,10 @@ import torch
 from conftest import COMPILER
 from torch.utils import cpp_extension
 
-from lib import pipeline, train
+from lib import pipeline
 from lib.bench import speed as bench
 from lib.parts import networks, samplers
-from lib.parts.energy import Energy
+from lib.parts.energy import Energy, resolve_precision
 
 # What torch.compile keeps on disk at one processor's capability gives NaN at another's, and its key does not tell them apart
 # (torch 2.13, ATEN_CPU_CAPABILITY=avx2 on a processor with AVX-512): a folder for each.
@@ -73,7 +73,7 @@ def trainer(split, **changes):
 
 def test_a_compiled_chain_is_the_chain_to_rounding_and_itself_to_the_bit(split, compiler):
     plain, ours, twin = trainer(split, compile=False), trainer(split, compile=True), trainer(split, compile=True)
-    x0 = split.gaussians.draw(8, torch.Generator().manual_seed(0))
+    x0 = split.gaussians.sample(8, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it compiled
         assert not bench.compiled(ours)  # nothing has run
@@ -109,8 +109,8 @@ def test_without_batch_norm_nothing_is_compiled(split):
 def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, refused):
     E, x = Energy(wrn, forward=networks.compiled(wrn)), torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
     with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler.*runs as it is"):
-        found = samplers.last(samplers.proximal_sgld(E, x, K=2, alpha=1.0))
-    assert torch.equal(found, samplers.last(samplers.proximal_sgld(Energy(wrn), x, K=2, alpha=1.0)))
+        found = samplers.last(samplers.Proximal(K=2, alpha=1.0, epsilon=1.0)(E, x))
+    assert torch.equal(found, samplers.last(samplers.Proximal(K=2, alpha=1.0, epsilon=1.0)(Energy(wrn), x)))
     assert not E.forward.ran
     with pytest.raises(RuntimeError, match="channels"):  # what is wrong with the images says so itself
         E(torch.rand(4, 3, 8, 8).double())
@@ -147,7 +147,7 @@ def test_a_measurement_names_instructions_that_the_processor_could_better(instru
     found = bench.machine(torch.device("cpu"))
     assert re.fullmatch(rf"[a-z0-9-]+-{pipeline.cores()}{ends}", found["slug"])
     assert found["instructions"] == instructions and found["count"] == pipeline.cores()
-    assert found["precision"] == train.resolve_precision("auto", torch.device("cpu"))
+    assert found["precision"] == resolve_precision("auto", torch.device("cpu"))
 
 
 def test_frozen_parameters_ask_for_gradients_again(wrn):

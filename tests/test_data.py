@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from lib import data, params, sources
+from lib.parts import augmentations
+from lib.parts.augmentations import AutoAugment, CropFlip, ResizedCrop, Unchanged
+from lib.parts.starts import OtherImages
 
 
 def test_every_data_set_has_a_title_and_classes():
@@ -18,19 +21,16 @@ def test_range_round_trip():
     assert data.to_bytes(torch.tensor([-5.0, 5.0])).tolist() == [0, 255]
 
 
-AUGMENT = params.Augment(kind="none", noise=0.0)
-
-
 def test_stream_visits_every_image_once_an_epoch_and_resumes():
     x = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 1, 8, 8)
-    s = data.Stream(x, torch.arange(20), 5, AUGMENT, seed=3)
+    s = data.Stream(x, torch.arange(20), 5, seed=3)
     first = torch.cat([s(i)[1] for i in range(4)])
     assert sorted(first.tolist()) == list(range(20))
-    again = data.Stream(x, torch.arange(20), 5, AUGMENT, seed=3)
+    again = data.Stream(x, torch.arange(20), 5, seed=3)
     assert torch.equal(again(6)[1], s(6)[1]), "a batch depends on (seed, i) alone"
     assert not torch.equal(first, torch.cat([s(i)[1] for i in range(4, 8)]))
     with pytest.raises(data.DataError, match="batch 50"):
-        data.Stream(x, torch.arange(20), 50, AUGMENT, seed=3)
+        data.Stream(x, torch.arange(20), 50, seed=3)
 
 
 def test_input_noise_has_its_sigma(rng):
@@ -42,7 +42,7 @@ def test_input_noise_has_its_sigma(rng):
 def test_crop_flip_moves_by_at_most_the_pad(rng):
     x = torch.zeros(200, 1, 8, 8)
     x[:, :, 4, 4] = 1
-    y = data.crop_flip(x, 2, rng)
+    y = augmentations.crop_flip(x, 2, rng)
     assert y.shape == x.shape
     rows, cols = y[:, 0].flatten(1).argmax(1) // 8, y[:, 0].flatten(1).argmax(1) % 8
     assert rows.min() == 2 and rows.max() == 6
@@ -51,43 +51,43 @@ def test_crop_flip_moves_by_at_most_the_pad(rng):
 
 def test_a_margin_has_the_colour_asked_for():
     x, colour = torch.full((300, 3, 8, 8), 0.5), torch.tensor([0.0, 1.0, 0.25])
-    y = data.crop_flip(x, 2, torch.Generator().manual_seed(0), colour)
+    y = augmentations.crop_flip(x, 2, torch.Generator().manual_seed(0), colour)
     margin = (y != 0.5).any(1)  # (B, H, W)
     assert torch.equal(y.permute(0, 2, 3, 1)[margin], colour.expand(int(margin.sum()), 3))
     rows = margin.all(2).sum(1)  # |offset|: uniform on -2 .. 2
     assert set(rows.tolist()) == {0, 1, 2} and abs(rows.float().mean() - 6 / 5) < 0.15
-    how = params.Transform(kind="crop_flip", pad=2, fill=(0, 0, 0))
-    assert data.augmented(x, how, torch.Generator().manual_seed(0), low=0.0).amin(1).unique().tolist() == [0, 0.5]
-    with pytest.raises(data.DataError, match=r"fill: \[0\] for images of 3 channels: expected as many"):
-        data.augmented(x, how.model_copy(update={"fill": (0,)}))
+    how = CropFlip(pad=2, fill=(0, 0, 0))
+    assert how(x, torch.Generator().manual_seed(0), low=0.0).amin(1).unique().tolist() == [0, 0.5]
+    with pytest.raises(params.ConfigError, match=r"fill: \[0\] for images of 3 channels: expected as many"):
+        how.but({"fill": (0,)})(x)
 
 
-AUTO = params.Transform(kind="autoaugment", pad=2, fill=(125, 122, 113), cutout=4)
-CUT = params.Transform(kind="resized_crop", scale=(0.2, 0.3), ratio=(0.9, 1.1))
-AS_IS = params.Transform(kind="resized_crop", share=0.0)
+AUTO = AutoAugment(pad=2, fill=(125, 122, 113), cutout=4)
+CUT = ResizedCrop(scale=(0.2, 0.3), ratio=(0.9, 1.1))
+AS_IS = ResizedCrop(share=0.0)
 
 
 @pytest.mark.parametrize("low", [-1.0, 0.0])
-@pytest.mark.parametrize("how", [AUTO, CUT, AS_IS, params.Transform(kind="crop_flip", fill=(0, 0, 0))])
+@pytest.mark.parametrize("how", [AUTO, CUT, AS_IS, CropFlip(pad=4, fill=(0, 0, 0))])
 def test_augmentation_is_the_generators_alone(how, low):
     x = data.to_range(
         torch.randint(256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8), low
     )
     g, before, kept = torch.Generator().manual_seed(3), torch.get_rng_state(), x.clone()
-    y = data.augmented(x, how, g, low)
+    y = how(x, g, low)
     torch.randn(3)
     again = torch.Generator().manual_seed(3)
-    assert torch.equal(y, data.augmented(x, how, again, low)) and torch.equal(g.get_state(), again.get_state())
-    assert not torch.equal(y, data.augmented(x, how, g, low)), "the next batch is changed otherwise"
+    assert torch.equal(y, how(x, again, low)) and torch.equal(g.get_state(), again.get_state())
+    assert not torch.equal(y, how(x, g, low)), "the next batch is changed otherwise"
     assert torch.equal(x, kept) and y.shape == x.shape and y.min() >= low and y.max() <= 1
     torch.set_rng_state(before)
-    data.augmented(x, how, g, low)
+    how(x, g, low)
     assert torch.equal(torch.get_rng_state(), before), "torch's global stream goes on as if nothing was"
 
 
 def test_no_augmentation_draws_nothing():
     x, g = torch.rand(2, 1, 8, 8), torch.Generator().manual_seed(0)
-    assert data.augmented(x, params.Transform(), g) is x and data.augmented(x, None, g) is x
+    assert Unchanged()(x, g) is x
     assert torch.equal(g.get_state(), torch.Generator().manual_seed(0).get_state())
 
 
@@ -97,7 +97,7 @@ def test_a_resized_crop_is_a_part_of_the_image(rng):
     exact = data.to_range(data.to_bytes(x, 0), 0)
 
     def spans(**how):
-        y = data.augmented(x, params.Transform(kind="resized_crop", **how), rng, low=0.0)
+        y = ResizedCrop(**how)(x, rng, low=0.0)
         return y, y[:, 0, 0].amax(1) - y[:, 0, 0].amin(1)
 
     y, span = spans(share=0.0)
@@ -111,13 +111,13 @@ def test_a_resized_crop_is_a_part_of_the_image(rng):
 
 def test_autoaugment_changes_each_image_by_itself():
     one = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(40, -1, -1, -1)
-    y = data.one_by_one(one, data._autoaugment(AUTO), torch.Generator().manual_seed(0), low=0.0)
+    y = augmentations.one_by_one(one, AUTO.transform(), torch.Generator().manual_seed(0), low=0.0)
     kinds = {image.numpy().tobytes() for image in y}
     assert len(kinds) > 15 and (y == data.to_range(data.to_bytes(one, 0), 0)).flatten(1).all(1).any(), "some stay"
 
 
 def test_cutout_is_a_square_with_its_centre_in_the_image(rng):
-    holes = data.cutout(torch.ones(2000, 3, 16, 16), 6, rng, low=0.0) == 0
+    holes = augmentations.cutout(torch.ones(2000, 3, 16, 16), 6, rng, low=0.0) == 0
     assert torch.equal(holes.all(1), holes.any(1)), "in every channel"
     sizes = torch.stack([holes[:, 0].any(2).sum(1), holes[:, 0].any(1).sum(1)])
     assert torch.equal(sizes[0] * sizes[1], holes[:, 0].sum((1, 2))), "a rectangle"
@@ -125,7 +125,7 @@ def test_cutout_is_a_square_with_its_centre_in_the_image(rng):
     # centres at 0 .. 15: cut short by 3, 2, 1 at the one end and by 1, 2 at the other
     assert abs(sizes.float().mean() - (6 - 9 / 16)) < 0.06
     x = torch.rand(2, 1, 8, 8)
-    assert torch.equal(data.cutout(x, 0, rng), x)
+    assert torch.equal(augmentations.cutout(x, 0, rng), x)
 
 
 # -------------------------------------------------------------------------------------- AT-EBM: ranges, classes, p0
@@ -182,14 +182,14 @@ def test_p0_must_be_other_data(of, message, monkeypatch):
     monkeypatch.setattr(data, "load", lambda profile, role="primary": sources.prepare(params.data(profile, role)))
     run = params.run("at", "smoke")
     with pytest.raises(data.DataError, match=message):
-        data.p0(run.model_copy(update={"start": run.start.model_copy(update={"of": of})}))
+        data.p0(run.but({"start.of": of}))
 
 
 def test_p0_shares_add_up():
     with pytest.raises(ValueError, match="add up to 0.9; expected 1"):
-        params.Start(kind="images", of={"noise": 0.5, "leaves": 0.4})
-    with pytest.raises(ValueError, match="says what p0 is made of"):
-        params.Start(kind="images")
+        OtherImages(images=10, of={"noise": 0.5, "leaves": 0.4})
+    with pytest.raises(ValueError, match="of\n.*Field required"):
+        OtherImages(images=10)
 
 
 # ---------------------------------------------------------------------------------------------------- prepared files

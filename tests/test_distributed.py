@@ -14,7 +14,8 @@ import torch.multiprocessing as mp
 
 from lib import ROOT, data, files, params, sources, train
 from lib.parts import starts
-from lib.training import distributed
+from lib.parts.schedules import ByAUC
+from lib.training import Trainer, distributed, loop
 
 UPDATES = 5
 
@@ -26,16 +27,12 @@ def split_of_noise():
 
 
 def trainer_of(name, norm="none", **update):
-    run = params.run(name, "smoke")
-    run = run.model_copy(
-        update={
-            "precision": "fp32",
-            "network": run.network.model_copy(update={"norm": norm}),
-            "update": run.update.model_copy(update={"iterations": 12, **update}),
-        }
-    )
+    run = params.run(name, "smoke").but({"precision": "fp32", "update.iterations": 12})
+    run = run.but({f"update.{k}": v for k, v in update.items()})
+    if run.network.kind == "wrn":
+        run = run.but({"network.norm": norm})
     data.load = lambda *a: split_of_noise()  # AT-EBM's p0 asks for the data's shape
-    return train.Trainer(run, split_of_noise())
+    return Trainer(run, split_of_noise())
 
 
 def given(n, i):
@@ -49,22 +46,25 @@ def softmax():  # with its input noise and augmentation: all draw them alike
 
 def jempp():  # its own chain and loss, from given starts
     trainer = trainer_of("jempp-m5")
-    trainer.buffer.draw = lambda n, *a: (distributed.mine(given(16, trainer.iteration)), torch.arange(n))
+    trainer.start.draw = lambda real, *a: (distributed.mine(given(16, trainer.iteration)), torch.arange(len(real)))
     return trainer
 
 
 def at():  # three PGD steps, real images moved as well, R1
     trainer = trainer_of("at-p0-noise")
-    trainer.start.draw = lambda n, *a: distributed.mine(given(16, trainer.iteration).abs())
+    trainer.start.draw = lambda *a: (distributed.mine(given(16, trainer.iteration).abs()), None)
     return trainer
 
 
 def sada():  # each climbs its own gradient: alike where the halves are alike
-    trainer = trainer_of("sada-k5", sam=params.Sam(rho=0.05))
-    for name in ("stream", "plain"):
+    trainer = trainer_of("sada-k5", sam={"rho": 0.05})
+    for name in ("stream", "unaugmented"):
         whole = getattr(trainer, name)
         setattr(trainer, name, lambda i, g, whole=whole: tuple(torch.cat([v[:8]] * 2) for v in whole(i, g)))
-    trainer.buffer.draw = lambda n, *a: (distributed.mine(torch.cat([given(8, trainer.iteration)] * 2)), torch.arange(n))
+    trainer.start.draw = lambda real, *a: (
+        distributed.mine(torch.cat([given(8, trainer.iteration)] * 2)),
+        torch.arange(len(real)),
+    )
     return trainer
 
 
@@ -84,7 +84,7 @@ def _work(rank, port, path):
     """What one of two processes does; the tests look at what both found."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {name: updated(make) for name, make in CASES.items()}
-    found["sam"] = updated(lambda: trainer_of("sada-k5", sam=params.Sam(rho=0.05)))
+    found["sam"] = updated(lambda: trainer_of("sada-k5", sam={"rho": 0.05}))
     found["norm"] = batch_norm()
     found["buffer"] = torch.equal(
         distributed.gather(torch.full((2, 3), rank, dtype=torch.uint8)),
@@ -92,7 +92,7 @@ def _work(rank, port, path):
     )
     found["resumed"] = common_checkpoint(rank, path)
     found["diverged"] = joint_divergence(rank, path)
-    found["K"] = joint_progress(rank)
+    found["K"] = joint_growth(rank)
     found["own"] = trainer_of("jempp-m5").buffer.images
     try:
         trainer_of("softmax", batch=15)
@@ -126,13 +126,13 @@ def common_checkpoint(rank, path):
         files.write_tensors(folder / f"{i:08d}.pt", {"iteration": i})
     if rank == 1:
         (folder / "00000006.pt").write_bytes(b"torn")
-    state = train._latest(folder, "cpu")
+    state = loop._latest(folder, "cpu")
     return state["iteration"], sorted(p.name for p in folder.glob("*.pt"))
 
 
 def joint_divergence(rank, path):
     trainer = trainer_of("jempp-m5")
-    trainer.run = trainer.run.model_copy(update={"rollbacks": 1})
+    trainer.run = trainer.run.but({"rollbacks": 1})
     real, calls = trainer.step, []
 
     def step():  # one bad update, in process 1 alone
@@ -143,17 +143,16 @@ def joint_divergence(rank, path):
         return row
 
     trainer.step = step
-    m = train.fit(trainer, path / "out", path / "scratch")
+    m = loop.fit(trainer, path / "out", path / "scratch")
     return m["verdict"], m["divergences"], m["iterations"]
 
 
-def joint_progress(rank):
+def joint_growth(rank):
     """One process sees AUC 1.0, the other 0.5; their mean 0.75 passes a threshold of 0.7."""
-    step = params.Step(kind="pgd", K=5, alpha=0.1, progress=params.Progress(kind="auc", threshold=0.7, window=10))
-    progress = train.Progress(step, 100)
+    length = ByAUC(threshold=0.7, window=10).build(5, 100, distributed.average)
     for i in range(10):
-        progress.record(i, torch.tensor(1.0 if rank else 0.5))
-    return progress.K(10)
+        length.record(i, torch.tensor(1.0 if rank else 0.5))
+    return length(10)
 
 
 def undivided(path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import move_root
 
 from lib import applications, data, evaluate, params, sources, train
 from lib.parts import networks, samplers
@@ -16,8 +17,7 @@ def home(tmp_path_factory):
     """A project's artifacts: smoke data, and three runs trained for six updates."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (data, evaluate, train):
-            patch.setattr(module, "ROOT", home)
+        move_root(patch, home)
         folder = data.path_of("smoke", "primary").parent
         folder.mkdir(parents=True)
         for role in ("primary", "second"):
@@ -65,14 +65,14 @@ def test_samples_come_from_the_buffer_none_twice(model, rng):
     moved = model.sample(n, torch.Generator().manual_seed(0))
     starts = still(model).sample(n, torch.Generator().manual_seed(0))
     with networks.batch_statistics(model.model):
-        visit = samplers.last(samplers.proximal_sgld(model.energy(), data.to_range(starts), K=5, alpha=1.0))
+        visit = samplers.last(samplers.Proximal(K=5, alpha=1.0, epsilon=1.0)(model.energy(), data.to_range(starts)))
     assert torch.equal(moved, data.to_bytes(visit)), "one visit; PYLD-5-5 of 0.2 is five steps of 1"
 
 
 def test_fresh_samples_start_at_p0(model):
-    start = train.start_of(model.run, data.load("smoke"), "cpu")
+    start = model.p0(data.load("smoke"))
     drawn = still(model).sample(20, torch.Generator().manual_seed(0), fresh=True)
-    assert torch.equal(drawn, data.to_bytes(start.draw(20, torch.Generator().manual_seed(0))))
+    assert torch.equal(drawn, data.to_bytes(start.sample(20, torch.Generator().manual_seed(0))))
     one, many = (model.sample(20, torch.Generator().manual_seed(0), fresh=f).float() for f in (False, True))
     assert not torch.equal(many, drawn.float()) and not torch.equal(one, many)
 
@@ -82,7 +82,7 @@ def test_at_samples_are_p0_images_moved_by_its_generation(home, rng):
     how, state = at.run.generation, rng.get_state()
     x = at.sample(12, rng)
     rng.set_state(state)
-    sources_ = train.start_of(at.run, data.load("smoke"), "cpu").draw(12, rng)
+    sources_ = at.p0(data.load("smoke")).sample(12, rng)
     assert torch.equal(x, at.perturb(data.to_bytes(sources_, 0.0), how.steps, how.alpha))
     way = (data.to_range(x, 0.0) - sources_).flatten(1).norm(dim=1)
     assert (way > 0).all() and (way <= how.steps * how.alpha + 8 / 255).all()  # 64 pixels, each rounded
@@ -101,7 +101,7 @@ def test_classify_and_score_are_what_the_logits_say(model):
     [
         ("softmax", lambda m: m.sample(4), "4 samples of softmax: a classifier has no chain"),
         ("jempp-m5", lambda m: m.sample(0), "0 samples of jempp-m5: expected at least 1"),
-        ("at", lambda m: m.classify(m.sample(2)), "run at has one logit and no classes: use score"),
+        ("at", lambda m: m.classify(m.sample(2)), "run at knows no classes: use score"),
         (
             "jempp-m5",
             lambda m: m.score(torch.zeros(2, 1, 8, 8)),

@@ -336,8 +336,9 @@ warnings.filterwarnings("error", category=EncodingWarning, module=r"lib(\\.|$)")
 from lib import applications, book, cards, data, evaluate, fleet, params, sources, train
 import matplotlib.pyplot as plt, pandas as pd
 home = pathlib.Path(sys.argv[1])
-for module in (applications, book, cards, data, evaluate, fleet, sources, train):
-    module.ROOT = home
+for name, module in list(sys.modules.items()):
+    if name.startswith("lib") and hasattr(module, "ROOT"):
+        module.ROOT = home
 
 def call(module, *words):
     sys.argv = [module.__name__, *words, "--profile", "smoke"]

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import copy_of_the_project
+from conftest import copy_of_the_project, move_root
 
 from lib import ROOT, cards, data, fleet, packing, params, sources, train
 
@@ -26,8 +26,7 @@ def machine(tmp_path, monkeypatch):
     """machine(name): the project's folders move to a fresh place with prepared smoke data; returns it."""
 
     def at(name, prepared=True):
-        for module in (data, fleet, train):
-            monkeypatch.setattr(module, "ROOT", tmp_path / name)
+        move_root(monkeypatch, tmp_path / name)
         if prepared and not data.path_of("smoke", "primary").exists():
             data.path_of("smoke", "primary").parent.mkdir(parents=True)
             for role in ("primary", "second"):

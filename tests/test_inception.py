@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import move_root
 from torch import Tensor, nn
 
 from lib import data, evaluate, params, sources, train
@@ -150,8 +151,7 @@ def measured(tmp_path_factory):
     """Two smoke runs measured without Inception and with it: name -> (metrics, metrics)."""
     home, found = tmp_path_factory.mktemp("home"), {}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (data, evaluate, train, inception):
-            patch.setattr(module, "ROOT", home)
+        move_root(patch, home)
         data.path_of("smoke", "").parent.mkdir(parents=True)
         for role in ("primary", "second"):
             sources.stage("smoke", role)
@@ -204,8 +204,7 @@ def test_without_inception_nothing_else_changes(measured, name):
 
 def test_moments_of_the_data_are_made_once_and_kept(measured, monkeypatch):
     home, _ = measured
-    for module in (data, evaluate, inception):
-        monkeypatch.setattr(module, "ROOT", home)
+    move_root(monkeypatch, home)
     monkeypatch.setattr(inception, "SHA256", checksum(home / "data" / "raw" / inception.FILE))
     split, kept = data.load("smoke"), len(list((home / "scratch").glob("moments-*")))
     network = inception.Inception("clean")

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from lib.parts import losses
@@ -10,7 +11,7 @@ from lib.parts.energy import energy, joint_energy
 
 def test_cross_entropy_is_the_difference_of_energies():
     logits, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    assert torch.allclose(losses.classification(logits, y), (joint_energy(logits, y) - energy(logits)).mean())
+    assert torch.allclose(losses.cross_entropy(logits, y), (joint_energy(logits, y) - energy(logits)).mean())
 
 
 def test_contrastive_gradient_is_minus_log_likelihoods():
@@ -21,12 +22,68 @@ def test_contrastive_gradient_is_minus_log_likelihoods():
     assert abs(w.grad.item() - (data.square().mean() / 2 - 1 / 4).item()) < 1e-3
 
 
-def test_joint_is_the_weighted_sum():
-    logits, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    a, b = torch.randn(4), torch.randn(4)
-    whole = losses.joint(logits, y, a, b, classify=0.5, generate=2.0, l2=0.1)
-    parts = 0.5 * losses.classification(logits, y) + 2 * (a.mean() - b.mean()) + 0.1 * (a**2 + b**2).mean()
-    assert torch.allclose(whole, parts)
+class Linear:
+    """An energy of one logit per class, f(x) = W x, on points (B, 2); counts its forward passes."""
+
+    def __init__(self, classes=3):
+        self.W, self.passes = torch.randn(2, classes, generator=torch.Generator().manual_seed(0)), 0
+
+    def logits(self, x):
+        self.passes += 1
+        return x @ self.W
+
+    def __call__(self, x):
+        return energy(self.logits(x))
+
+
+def batches(shared=True):
+    g = torch.Generator().manual_seed(1)
+    x, y, x_minus = torch.randn(6, 2, generator=g), torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, generator=g)
+    return losses.Batch(x, y, x if shared else torch.randn(6, 2, generator=g)), x_minus
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    E, (batch, x_minus) = Linear(), batches(shared=False)
+    loss = losses.Loss(cross_entropy=0.5, contrastive=2.0, energy_l2=0.1, bce=3.0, r1=4.0)
+    whole, numbers = loss(E, batch, x_minus)
+    x = batch.real.clone().requires_grad_()
+    a, b = E(x), E(x_minus)
+    terms = {
+        "cross_entropy": losses.cross_entropy(E.logits(batch.x), batch.y),
+        "contrastive": a.mean() - b.mean(),
+        "energy_l2": (a**2).mean() + (b**2).mean(),
+        "bce": losses.real_vs_perturbed(a, b),
+        "r1": losses.r1(a, x),
+    }
+    assert torch.allclose(whole, sum(w * terms[k] for k, w in zip(terms, (0.5, 2.0, 0.1, 3.0, 4.0), strict=True)))
+    assert all(torch.allclose(numbers[k], v) for k, v in terms.items()) and tuple(numbers) == loss.columns
+    assert torch.allclose(losses.joint(E.logits(batch.x), batch.y, a, b), terms["cross_entropy"] + terms["contrastive"])
+
+
+@pytest.mark.parametrize(
+    "loss, shared, passes",
+    [
+        ({"cross_entropy": 1.0}, True, 1),
+        ({"cross_entropy": 1.0, "contrastive": 1.0}, True, 2),  # p(y|x) and p(x) share a forward pass
+        ({"cross_entropy": 1.0, "contrastive": 1.0}, False, 3),
+        ({"bce": 1.0, "r1": 1.0}, True, 2),
+        ({"cross_entropy": 1.0, "bce": 1.0, "r1": 1.0}, True, 2),
+    ],
+)
+def test_no_forward_pass_is_made_twice(loss, shared, passes):
+    E, (batch, x_minus) = Linear(), batches(shared)
+    whole, numbers = losses.Loss(**loss)(E, batch, x_minus)
+    assert E.passes == passes and tuple(numbers) == losses.Loss(**loss).columns
+
+
+def test_a_weight_of_nought_leaves_a_term_out():
+    assert losses.Loss(cross_entropy=1.0, r1=0.0, contrastive={"weight": 0.0}).terms.keys() == {"cross_entropy"}
+
+
+def test_told_apart_or_not():
+    a, b = torch.tensor([-2.0, -1.0, 0.5]), torch.tensor([-1.5, 1.0, 2.0])
+    assert losses.auc(a, b).item() == pytest.approx(7 / 9) and losses.auc(a, a).item() == pytest.approx(0.5)
+    assert losses.detection_accuracy(a, b).item() == pytest.approx(2 / 3)
 
 
 def test_bce_gradient_is_the_scaled_ebm_gradient():

@@ -23,7 +23,7 @@ def test_every_run_is_valid_in_every_profile(profile):
 def test_the_papers_own_values():
     run = params.run("jempp-m10", "paper")
     assert (run.step.M, run.step.N, run.step.alpha, run.step.epsilon) == (10, 5, 0.2, 1.0)
-    assert (run.start.buffer, run.start.reinit, run.update.lr, run.update.epochs) == (10_000, 0.05, 0.1, 150)
+    assert (run.start.buffer.size, run.start.buffer.reinit, run.update.lr, run.update.epochs) == (10_000, 0.05, 0.1, 150)
     assert (run.network.depth, run.network.widen, run.network.norm) == (28, 10, "batch")
     jem = params.run("jem", "paper")
     assert (jem.step.K, jem.update.optimizer, jem.update.lr, jem.network.norm) == (20, "adam", 1e-4, "none")
@@ -37,39 +37,82 @@ def test_the_papers_own_values():
         (lambda t: t["runs"]["jem"].update(sise="jem"), "runs.jem.sise: unknown key (did you mean 'size'?)"),
         (lambda t: t["runs"]["jem"]["step"].update(alpha="much"), "runs.jem.step.alpha"),
         (lambda t: t["runs"]["jem"]["step"].update(K=2.5), "runs.jem.step.K"),
-        (lambda t: t["runs"]["jem"]["step"].pop("K"), "needs ['K']"),
-        (lambda t: t["runs"]["jem"]["step"].update(M=3), "takes no ['M']"),
-        (lambda t: t["runs"]["jem"]["start"].update(reinit=1.5), "runs.jem.start.reinit"),
-        (lambda t: t["runs"]["jem"].pop("start"), "needs both a start and a step"),
+        (lambda t: t["runs"]["jem"]["step"].pop("K"), "runs.jem.step.K: missing; add it"),
+        (
+            lambda t: t["runs"]["jem"]["step"].update(M=3),
+            "runs.jem.step.M: kind 'sgld' has no such key, pyld have; leave it out, or change the kind",
+        ),
+        (
+            lambda t: t["runs"]["jem"]["step"].update(kind="slgd"),
+            "kind: 'slgd' (did you mean 'sgld'?); expected one of sgld,",
+        ),
+        (
+            lambda t: t["runs"]["jem"]["step"].pop("kind"),
+            "runs.jem.step: kind: None; expected one of sgld, proximal, pyld, pgd",
+        ),
+        (
+            lambda t: t["runs"]["jem"]["start"]["buffer"].update(reinit=1.5),
+            "runs.jem.start.buffer.reinit: Input should be less",
+        ),
+        (
+            lambda t: t["runs"]["jem"]["start"]["buffer"].update(sise=1),
+            "start.buffer.sise: unknown key (did you mean 'size'?)",
+        ),
+        (lambda t: t["runs"]["jem"].pop("start"), "a chain needs both; a classifier has neither"),
         (lambda t: t["runs"]["jem"].update(size="jam"), "no 'jam' (did you mean 'jem'?)"),
-        (lambda t: t["runs"]["softmax"]["loss"].update(generate=1.0), "needs samples"),
-        (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "exactly one of iterations and epochs"),
+        (lambda t: t["runs"]["softmax"]["loss"].update(contrastive=1.0), "needs samples, and there is no chain"),
+        (lambda t: t["runs"]["jem"]["update"].update(epochs=3), "iterations: 1150 and epochs: 3.0; expected exactly one"),
         (lambda t: t["runs"]["jem"].update(update="fast"), "runs.jem"),
-        (lambda t: t["runs"]["jem"].update(adversary={"radius": 8, "steps": 7}), "adversary is for classifiers"),
+        (lambda t: t["runs"]["jem"]["loss"].pop("contrastive"), "makes samples that loss (cross_entropy) never sees"),
+        (lambda t: t["runs"]["jem"].update(loss={"energy_l2": 1.0}), "leaves nothing to learn from; expected cross_entropy"),
+        (lambda t: t["runs"]["jem"]["network"].update(logits=1), "network.logits: 1 with loss cross_entropy, contrastive"),
+        (
+            lambda t: t["runs"]["jem"]["network"].update(norm="bacth"),
+            "network.norm: Input should be 'batch', 'frozen' or 'none'",
+        ),
+        (lambda t: t["runs"]["jem"]["loss"].update(bec=1.0), "runs.jem.loss.bec: unknown key (did you mean 'bce'?)"),
+        (lambda t: t["runs"]["jem"]["loss"].update(r1=-1.0), "runs.jem.loss.r1.weight: Input should be greater"),
+        (
+            lambda t: t["runs"]["jem"].update(loss={"adversarial_cross_entropy": {"weight": 1.0, "radius": 8}}),
+            "runs.jem.loss.adversarial_cross_entropy.steps: missing; add it",
+        ),
+        (
+            lambda t: t["runs"]["jem"].update(loss={"contrastive": 1.0}, branches="classify"),
+            "branches: classify sets p(x) apart from p(y|x), and loss (contrastive) does not have both",
+        ),
+        (
+            lambda t: t["runs"]["jem"].update(graph=True, step={**t["runs"]["jem"]["step"], "growth": {"kind": "linear"}}),
+            "graph: true with step.growth",
+        ),
+        (
+            lambda t: t["runs"]["jem"].update(generation={"steps": 1, "alpha": 1.0, "images": 10}),
+            "generation: it is how a run with a start and without a buffer",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(tree, break_it, says):
     for section in ("common", "jem"):  # the scale would overrule what the test breaks
-        for key in ("lr", "epochs"):
+        for key in ("lr", "epochs", "normalise"):
             tree["scales"]["quick"][section].get("update", {}).pop(key, None)
     break_it(tree)
     with pytest.raises(params.ConfigError) as e:
-        params.run("softmax" if "samples" in says else "jem", "quick", tree)
+        params.run("softmax" if "no chain" in says else "jem", "quick", tree)
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
     "run, section, change, says",
     [
-        ("at", ("step", "progress"), {"first": 99}, "progress.first: 99 is beyond K: 25; expected at most K"),
-        ("at-linear", ("step", "progress"), {"first": 2}, "first: 2 for kind linear, which begins at 0"),
-        ("at", ("update",), {"nesterov": True}, "nesterov for adam"),
-        ("softmax", ("update",), {"nesterov": True, "momentum": 0.0}, "nesterov for sgd with momentum 0"),
+        ("at", ("step", "growth"), {"first": 99}, "growth.first: 99 is beyond K: 25; expected at most K"),
+        ("at-linear", ("step", "growth"), {"first": 2}, "growth.first: kind 'linear' has no such key, auc have"),
+        ("at", ("update",), {"nesterov": True}, "update.nesterov: optimizer 'adam' has no such key, sgd have"),
+        ("softmax", ("update",), {"nesterov": True, "momentum": 0.0}, "nesterov: true with momentum 0; expected some"),
+        ("at", ("loss",), {"bce": None}, "loss: r1 leaves nothing to learn from"),
         (
             "jempp-m5",
             ("start",),
             {"augment": {"kind": "crop_flip"}},
-            "start.augment of kind 'crop_flip' for start kind 'gaussians'",
+            "runs.jempp-m5.start.augment: kind 'gaussians' has no such key, images have",
         ),
         (
             "at",
@@ -83,7 +126,7 @@ def test_mistakes_are_one_clear_line(tree, break_it, says):
             {"augment": {"kind": "resized_crop", "ratio": [1.1, 0.9]}},
             "ratio: [1.1, 0.9]; expected from and to",
         ),
-        ("at", ("start",), {"augment": {"kind": "crop_flip", "fill": [300]}}, "runs.at.start.augment.fill"),
+        ("at", ("start",), {"augment": {"kind": "crop_flip", "pad": 1, "fill": [300]}}, "runs.at.start.augment.fill"),
         ("softmax", ("network",), {"normalise": "cifar10"}, "normalise: cifar10 with range symmetric"),
         ("at", ("network",), {"normalise": "cifar"}, "runs.at.network.normalise"),
         ("at", (), {"initail": "weights.pt"}, "runs.at.initail: unknown key (did you mean 'initial'?)"),
@@ -118,15 +161,16 @@ def test_the_published_settings_of_at_ebm_stay_in_the_paper_profile():
     }
     for name, (real, p0, constants) in wanted.items():
         run = params.run(name, "paper")
-        assert run.augment.model_dump() | real == run.augment.model_dump() and run.augment.noise == 0, name
+        assert run.augment.model_dump() | real == run.augment.model_dump() and run.input_noise == 0, name
         assert run.start.augment.model_dump() | p0 == run.start.augment.model_dump(), name
         assert run.network.normalise == constants and run.initial is None, name
-        assert run.update.nesterov == (name == "at-ood") and run.update.weight_decay == 0, name
-        assert run.step.progress is None or run.step.progress.first == (10 if name == "at-cats" else 0), name
+        assert getattr(run.update, "nesterov", False) == (name == "at-ood") and run.update.weight_decay == 0, name
+        assert run.step.growth is None or run.step.growth.first == (10 if name == "at-cats" else 0), name
         for profile in ("smoke", "quick", "gpu"):
             run = params.run(name, profile)
             assert run.augment.kind == "none" and not run.start.augment and not run.network.normalise, (profile, name)
-            assert not run.update.nesterov and (run.step.progress is None or not run.step.progress.first), (profile, name)
+            assert not getattr(run.update, "nesterov", False), (profile, name)
+            assert run.step.growth is None or not run.step.growth.first, (profile, name)
 
 
 def test_unknown_names(tree, monkeypatch):
@@ -197,11 +241,38 @@ def test_a_size_switches_on_no_part_that_the_method_lacks():
                 "title": "A",
                 "size": "s",
                 "data": "primary",
-                "loss": {"generate": 0.0},
-                "update": {"optimizer": "sgd", "lr": 0.1},
+                "reference": "a",
+                "network": {"kind": "wrn", "norm": "batch", "depth": 10, "widen": 1},
+                "augment": {"kind": "none"},
+                "input_noise": 0.0,
+                "loss": {"cross_entropy": 1.0},
+                "update": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "batch": 8, "schedule": {"kind": "constant"}},
             }
         },
     }
     assert params.run("a", "quick", small).update.sam is None
+    small["scales"]["quick"]["common"]["step"] = {"K": 3}
+    assert params.run("a", "quick", small).step is None
     small["runs"]["a"]["update"]["sam"] = {"rho": 0.2}
     assert params.run("a", "quick", small).update.sam.rho == 0.1
+
+
+def test_what_a_size_says_of_other_kinds_is_passed_over_and_what_no_kind_has_is_not(tree):
+    """A size speaks to many runs: of each, it resizes what that run's kind has."""
+    common = tree["scales"]["quick"]["common"]
+    common["step"], common["network"]["width"] = {"M": 3, "radius": 0.5}, 9
+    jem, jempp, at = (params.run(n, "quick", tree) for n in ("jem", "jempp-m5", "at-ood"))
+    assert (jem.step.K, jempp.step.M, at.step.radius) == (20, 3, 0.5) and not hasattr(jem.network, "width")
+    common["step"] = {"radios": 0.5}
+    with pytest.raises(params.ConfigError, match="runs.jem.step.radios: unknown key"):
+        params.run("jem", "quick", tree)
+    common["step"] = {"kind": "sgld", "K": 4, "alpha": 1.0}  # another cell: what only the old kind had goes with it
+    assert params.run("jempp-m5", "quick", tree).step.model_dump() == params.run("at-ood", "quick", tree).step.model_dump()
+
+
+def test_a_copy_with_other_settings_is_checked():
+    run = params.run("jempp-m5", "smoke")
+    assert run.but({"step.M": 9, "start.buffer.size": 7}).step.M == 9 and run.step.M == 5
+    assert run.but({"start": {"kind": "data"}}).start.buffer is None
+    with pytest.raises(ValueError, match="a chain needs both"):
+        run.but({"step": None})

@@ -7,12 +7,14 @@ from conftest import COMPILER
 from scipy import stats
 from test_compile import compiler  # noqa: F401  (which chooses the folder of what is compiled)
 
-from lib import data, params, sources, train
+from lib import data, params, sources
 from lib.measures import metrics
+from lib.parts.energy import resolve_precision
+from lib.training import Trainer
 
 SEEDS = (0, 1, 2)
 # Where a processor has no bf16 instructions, convolutions in bf16 take 8 to 12 times as long, and `auto` trains in fp32.
-BF16 = train.resolve_precision("auto", torch.device("cpu")) == "bf16" and torch.backends.cpu.get_cpu_capability() != "AVX2"
+BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16" and torch.backends.cpu.get_cpu_capability() != "AVX2"
 FAST = "bf16" if BF16 else "fp32"  # what a run is trained in here, compiled or not
 bf16 = pytest.mark.skipif(not BF16, reason="this processor does not multiply in bf16: `auto` never chooses it here")
 # Of four comparisons, one at this level fails by chance in some 250 processors; the rate that is too small is far beyond it.
@@ -25,19 +27,13 @@ def found():
     split = sources.prepare(params.Data(name="mnist", size=8, train=2000, test=1000, holdout=100))
     real = metrics.moments(pixels(split.x_train))
     run = params.run("precision-fp32", "smoke")
-    update = run.update.model_copy(update={"batch": 64, "iterations": 60, "lr": 0.02, "milestones": (0.6, 0.9)})
-    run = run.model_copy(
-        update={
-            "update": update,
-            "start": run.start.model_copy(update={"buffer": 500}),
-            "step": run.step.model_copy(update={"M": 2}),
-        }
-    )
+    run = run.but({"update.batch": 64, "update.iterations": 60, "update.lr": 0.02, "start.buffer.size": 500, "step.M": 2})
+    run = run.but({"update.schedule.milestones": (0.6, 0.9)})
     variants = {
         "fp32": run,
-        FAST: run.model_copy(update={"precision": FAST}),
-        "compiled": run.model_copy(update={"precision": FAST, "compile": True}),
-        "slow": run.model_copy(update={"update": update.model_copy(update={"lr": update.lr / 1000})}),
+        FAST: run.but({"precision": FAST}),
+        "compiled": run.but({"precision": FAST, "compile": True}),
+        "slow": run.but({"update.lr": run.update.lr / 1000}),
     }
     return {name: np.array([outcome(v, split, real, seed) for seed in SEEDS]) for name, v in variants.items()}
 
@@ -48,11 +44,11 @@ def pixels(x):
 
 
 def outcome(run, split, real, seed):
-    trainer = train.Trainer(run, split, seed)
+    trainer = Trainer(run, split, seed)
     for _ in range(run.update.iterations):
         trainer.step()
     assert all(p.requires_grad and p.grad is not None for p in trainer.model.parameters()), "weights learn, compiled or not"
-    logits = metrics.logits_of(trainer.model, split.x_test, run.augment.noise)
+    logits = metrics.logits_of(trainer.model, split.x_test, run.input_noise)
     return metrics.accuracy(logits, split.y_test), metrics.frechet(
         metrics.moments(pixels(data.to_bytes(trainer.buffer.images))), real
     )

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, params, sources, train
+from lib import data, params, sources
 from lib.parts import networks
 from lib.parts.updates import SAM
+from lib.training import Trainer
 
 A = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
 
@@ -32,9 +33,11 @@ def test_sam_on_a_quadratic():
     before = theta()
     g = A @ before  # the norm runs over both groups
     worst = before + 0.5 * g / g.norm()
-    loss = sam.step(closure)
+    loss, norm = sam.step(closure)
     assert torch.allclose(theta(), before - 0.1 * A @ worst, atol=1e-6)
-    assert loss == before @ A @ before / 2, "the loss at theta, not at the worst point"
+    assert loss == before @ A @ before / 2 and norm == pytest.approx(g.norm().item()), (
+        "the loss at theta, not at the worst point"
+    )
 
 
 def test_asam_on_a_quadratic():
@@ -135,7 +138,7 @@ def test_a_radius_must_be_positive():
 
 def test_running_statistics_see_the_first_pass_only():
     torch.manual_seed(0)
-    model, x = networks.build("wrn", depth=10, widen=1, classes=3, channels=1), torch.randn(8, 1, 8, 8)
+    model, x = networks.WideResNet(10, 1, 3, 1), torch.randn(8, 1, 8, 8)
     norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     for keep in (True, False):
         before = int(norm.num_batches_tracked)
@@ -148,30 +151,30 @@ def test_running_statistics_see_the_first_pass_only():
 
 def test_a_sada_update_uses_one_set_of_negatives_and_two_streams():
     split = sources.prepare(params.data("smoke", "primary"))
-    trainer = train.Trainer(params.run("sada-k5", "smoke"), split, 0)
-    seen, drawn = [], []
-    loss, sample = trainer.loss, trainer.sample
-    trainer.loss = lambda *a: seen.append(a) or loss(*a)
-    trainer.sample = lambda: drawn.append(1) or sample()
+    trainer = Trainer(params.run("sada-k5", "smoke"), split, 0)
+    drawn, seen, sample, forward = [], [], trainer.sample, trainer.fused.logits
+    trainer.sample = lambda real: drawn.append(real) or sample(real)
+    trainer.fused.logits = lambda x: seen.append(x) or forward(x)
+    trainer.chain = lambda x: x  # whose energies are not looked at
     trainer.step()
-    (x, y, plus, minus), (x2, y2, plus2, minus2) = seen
-    assert len(drawn) == 1 and x is x2 and plus is plus2 and minus is minus2
+    (minus, plus, x), (minus2, plus2, x2) = seen[:3], seen[3:]
+    assert len(seen) == 6 and len(drawn) == 1 and drawn[0] is plus
+    assert x is x2 and plus is plus2 and minus is minus2
     assert not torch.equal(x, plus), "p(y|x) and p(x) see different batches (SADA-JEM Eq. 11)"
-    shared = train.Trainer(params.run("jempp-m5", "smoke"), split, 0)
-    assert shared.plain is None
+    shared = Trainer(params.run("jempp-m5", "smoke"), split, 0)
+    assert shared.unaugmented is None
 
 
-def test_the_plain_stream_is_not_augmented():
+def test_the_second_stream_is_not_augmented():
     split = sources.prepare(params.data("smoke", "primary"))
-    run = params.run("sada-k5", "smoke")
-    trainer = train.Trainer(run.model_copy(update={"augment": run.augment.model_copy(update={"noise": 0.0})}), split, 0)
+    trainer = Trainer(params.run("sada-k5", "smoke").but({"input_noise": 0.0}), split, 0)
     known = {image.numpy().tobytes() for image in split.x_train}
 
     def share(stream):
         images = [image for i in range(5) for image in data.to_bytes(stream(i, trainer.noise)[0])]
         return sum(image.numpy().tobytes() in known for image in images) / len(images)
 
-    assert share(trainer.plain) == 1 and share(trainer.stream) < 0.6
+    assert share(trainer.unaugmented) == 1 and share(trainer.stream) < 0.6
 
 
 def _half(rank, port, path):

@@ -88,26 +88,8 @@ def exists(name):
 
 # Each room imports from those before it; within a room, the order is the files' own.
 ROOMS = (
-    "files",
-    "environment",
-    "pipeline",
-    "vision",
-    "parts",
-    "params",
-    "data",
-    "sources",
-    "measures",
-    "training",
-    "train",
-    "plots",
-    "evaluate",
-    "applications",
-    "papers",
-    "book",
-    "cards",
-    "bench",
-    "packing",
-    "fleet",
+    *("files", "memory", "environment", "pipeline", "vision", "parts", "params", "data", "sources", "measures", "training"),
+    *("models", "train", "plots", "evaluate", "applications", "papers", "book", "cards", "bench", "packing", "fleet"),
 )
 
 

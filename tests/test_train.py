@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from lib import ROOT, data, files, params, sources, train
+from lib.parts import schedules
+from lib.training import Trainer, loop, provenance
 
 
-def configure(name="jempp-m5", **update):
+def configure(name="jempp-m5", update=()):
     """A smoke run of 12 iterations with a checkpoint every 3."""
-    run = params.run(name, "smoke")
-    u = run.update.model_copy(update={"iterations": 12, **update})
-    return run.model_copy(update={"update": u, "checkpoint_every": 3, "precision": "fp32"})
+    run = params.run(name, "smoke").but({"update.iterations": 12, "checkpoint_every": 3, "precision": "fp32"})
+    return run.but({f"update.{k}": v for k, v in dict(update).items()})
 
 
 def weights(trainer):
@@ -27,8 +28,8 @@ def weights(trainer):
 
 
 def fit(run, split, tmp_path, name, seed=0, **kw):
-    trainer = train.Trainer(run, split, seed)
-    return trainer, train.fit(trainer, tmp_path / name, tmp_path / f"{name}-scratch", **kw)
+    trainer = Trainer(run, split, seed)
+    return trainer, loop.fit(trainer, tmp_path / name, tmp_path / f"{name}-scratch", **kw)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_run_out_of_time_continues_to_the_same_bits(name, split, tmp_path):
     while not (tmp_path / "pieces" / "metrics.json").exists():
         try:
             pieces, metrics = fit(run, split, tmp_path, "pieces", deadline=time.monotonic())
-        except train.OutOfTime as e:
+        except loop.OutOfTime as e:
             stops.append(str(e).removeprefix(f"{name}: out of time at iteration "))
     assert [s.split()[0] for s in stops] == ["2", "3", "4", "6", "8", "9", "10"] and stops[0].startswith("2 of 12; the same")
     assert torch.equal(weights(whole), weights(pieces)) and torch.equal(whole.buffer.images, pieces.buffer.images)
@@ -109,12 +110,12 @@ def test_the_command_ends_in_time_with_a_status_of_its_own(split, tmp_path, monk
 
 def test_a_seed_that_is_done_is_not_trained_again(split, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *a: split)
-    steps, real = [], train.Trainer.step
-    monkeypatch.setattr(train.Trainer, "step", lambda self: steps.append(1) or real(self))
-    run = configure("softmax").model_copy(update={"seeds": (0, 1)})
+    steps, real = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self: steps.append(1) or real(self))
+    run = configure("softmax").but({"seeds": (0, 1)})
     results = []
     while not results:
-        with contextlib.suppress(train.OutOfTime):
+        with contextlib.suppress(loop.OutOfTime):
             results = train.train(run, "cpu", tmp_path / "a", tmp_path / "s", deadline=time.monotonic())
     assert [m["iterations"] for m in results] == [12, 12] and len(steps) == 24
 
@@ -161,7 +162,7 @@ def test_sigkill_in_the_middle_gives_the_same_weights(split, tmp_path, monkeypat
 
     victim, began = start("killed"), time.time()
     run = params.run("jempp-m10", "smoke")
-    run = run.model_copy(update={"checkpoint_every": 10, "update": run.update.model_copy(update={"iterations": 60})})
+    run = run.model_copy(update={"checkpoint_every": 10, "update": run.update.but({"iterations": 60})})
     scratch = tmp_path / "killed-scratch"
     while len(list(scratch.rglob("*.pt"))) < 2 or not max(p.stem for p in scratch.rglob("*.pt")) >= "00000020":
         assert victim.poll() is None, "ended before it could be killed"
@@ -185,7 +186,7 @@ def test_sigkill_in_the_middle_gives_the_same_weights(split, tmp_path, monkeypat
 
 
 def test_a_diverging_run_is_a_result(split, tmp_path):
-    run = configure("jempp-m5", lr=1e12, warmup=0)
+    run = configure("jempp-m5", {"lr": 1e12, "schedule.warmup": 0})
     trainer, m = fit(run, split, tmp_path, "wild")
     assert m["verdict"].startswith("diverged at iteration") and m["divergences"]
     assert torch.isfinite(weights(trainer)).all(), "the last healthy checkpoint's weights are published"
@@ -193,8 +194,8 @@ def test_a_diverging_run_is_a_result(split, tmp_path):
 
 
 def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
-    run = configure("jempp-m5").model_copy(update={"rollbacks": 2})
-    trainer, calls = train.Trainer(run, split, 0), []
+    run = configure("jempp-m5").but({"rollbacks": 2})
+    trainer, calls = Trainer(run, split, 0), []
     real = trainer.step
 
     def step():  # one bad update at iteration 7, the first time only
@@ -205,35 +206,33 @@ def test_a_run_with_rollbacks_tries_again_and_says_so(split, tmp_path):
         return row
 
     trainer.step = step
-    m = train.fit(trainer, tmp_path / "a", tmp_path / "s")
+    m = loop.fit(trainer, tmp_path / "a", tmp_path / "s")
     assert m["verdict"] == "finished" and m["divergences"] == [7] and m["iterations"] == 12
 
 
 def test_adversarial_training_trains_on_moved_images(split, tmp_path):
     run = configure("softmax-pgd")
-    trainer = train.Trainer(run, split, 0)
-    x, y = trainer.stream(0, trainer.noise)
-    moved = trainer.attack(x, y)
-    radius = 2 * run.adversary.radius / 255
-    assert 0.5 * radius < (moved - x.clamp(-1, 1)).abs().max() <= radius + 1e-6 and trainer.model.training
-    plain = train.Trainer(run.model_copy(update={"adversary": None}), split, 0)
+    trainer = Trainer(run, split, 0)
+    batch = trainer.batch()
+    moved = trainer.attack(batch)
+    radius = 2 * run.loss.adversarial_cross_entropy.radius / 255
+    assert 0.5 * radius < (moved - batch.x.clamp(-1, 1)).abs().max() <= radius + 1e-6 and trainer.model.training
+    plain = Trainer(run.but({"loss": {"cross_entropy": 1.0}}), split, 0)
     assert not torch.equal(*(t.step()["loss"] for t in (trainer, plain)))
 
 
 def test_snapshots_are_kept_along_the_way(split, tmp_path):
-    run = configure("jempp-m10").model_copy(update={"snapshots": 4})
+    run = configure("jempp-m10").but({"snapshots": 4})
     fit(run, split, tmp_path, "a")
     assert sorted(p.name for p in (tmp_path / "a" / "snapshots").iterdir()) == [f"{i:08d}" for i in (3, 6, 9, 12)]
     assert (tmp_path / "a" / "snapshots" / "00000003" / "buffer.pt").exists()
 
 
 def test_schedules():
-    u = configure().update.model_copy(update={"warmup": 10, "milestones": (0.5, 0.75), "decay": 0.1, "lr": 1.0})
-    rates = [train.learning_rate(u, i, 100) for i in (0, 4, 9, 49, 50, 75)]
-    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.01])
-    cosine = u.model_copy(update={"schedule": "cosine", "warmup": 0})
-    assert train.learning_rate(cosine, 50, 100) == pytest.approx(0.5)
-    assert train.learning_rate(cosine, 100, 100) == pytest.approx(0)
+    steps = schedules.Steps(warmup=10, milestones=(0.5, 0.75), decay=0.1)
+    assert [steps(1.0, i, 100) for i in (0, 4, 9, 49, 50, 75)] == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.01])
+    assert [schedules.Cosine()(1.0, i, 100) for i in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    assert [schedules.Constant(warmup=2)(0.3, i, 100) for i in (0, 1, 99)] == pytest.approx([0.15, 0.3, 0.3])
 
 
 def test_a_second_trainer_of_the_same_run_is_refused(tmp_path, monkeypatch, split):
@@ -247,8 +246,10 @@ def test_a_second_trainer_of_the_same_run_is_refused(tmp_path, monkeypatch, spli
 
 
 def test_changed_parameters_do_not_resume_the_old_state():
-    a, b = configure(), configure(lr=0.05)
-    assert train.fingerprint(a) != train.fingerprint(b) and train.fingerprint(a) == train.fingerprint(configure())
+    a, b = configure(), configure(update={"lr": 0.05})
+    assert provenance.fingerprint(a) != provenance.fingerprint(b) and provenance.fingerprint(a) == provenance.fingerprint(
+        configure()
+    )
 
 
 def test_command_line_says_what_is_wrong():
@@ -273,22 +274,22 @@ def strict(path):
 
 
 def test_a_run_that_diverges_at_once_leaves_results_that_can_be_read(split, tmp_path):
-    run = configure("jempp-m5").model_copy(update={"snapshots": 2})
-    trainer = train.Trainer(run, split, 0)
+    run = configure("jempp-m5").but({"snapshots": 2})
+    trainer = Trainer(run, split, 0)
     before, real = weights(trainer), trainer.step
     trainer.step = lambda: {**real(), "loss": torch.tensor(float("nan"))}
-    m = train.fit(trainer, tmp_path / "a", tmp_path / "s")
+    m = loop.fit(trainer, tmp_path / "a", tmp_path / "s")
     assert m["verdict"] == "diverged at iteration 1" and m["iterations"] == 0 and m["holdout_accuracy"] is None
     assert strict(tmp_path / "a" / "metrics.json") == m and all(v == v for v in m.values())
-    assert (tmp_path / "a" / "curve.csv").read_text(encoding="utf-8") == ",".join(train.COLUMNS) + "\n"
+    assert (tmp_path / "a" / "curve.csv").read_text(encoding="utf-8") == ",".join(loop.columns(run)) + "\n"
     curve = pd.read_csv(tmp_path / "a" / "curve.csv")
-    assert curve.empty and tuple(curve.columns) == train.COLUMNS
+    assert curve.empty and tuple(curve.columns) == loop.columns(run)
     assert torch.equal(weights(trainer), before), "what is published are the first weights"
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"weights.pt", "buffer.pt", "metrics.json", "curve.csv"}
 
 
 def test_a_divergence_without_an_intact_checkpoint_is_one_line(split, tmp_path):
-    trainer = train.Trainer(configure("softmax"), split, 0)
+    trainer = Trainer(configure("softmax"), split, 0)
     real = trainer.step
 
     def step():
@@ -301,12 +302,12 @@ def test_a_divergence_without_an_intact_checkpoint_is_one_line(split, tmp_path):
 
     trainer.step = step
     with pytest.raises(data.DataError, match="softmax diverged, and no checkpoint in .* is intact: run the same comman"):
-        train.fit(trainer, tmp_path / "a", tmp_path / "s")
+        loop.fit(trainer, tmp_path / "a", tmp_path / "s")
 
 
 def test_a_checkpoint_of_another_version_is_one_line(split, tmp_path):
     run = configure("softmax")
-    with pytest.raises(train.OutOfTime):
+    with pytest.raises(loop.OutOfTime):
         fit(run, split, tmp_path, "a", deadline=time.monotonic())
     path = max((tmp_path / "a-scratch").glob("*.pt"))
     state = torch.load(path, weights_only=True)
@@ -330,7 +331,7 @@ def test_a_kill_between_two_files_leaves_nothing_that_passes_for_a_result(split,
 
     monkeypatch.setattr(files, "write_tensors", killed)
     with pytest.raises(Interrupted):
-        train.train(configure("jempp-m5", lr=0.05), "cpu", tmp_path / "a", tmp_path / "s")
+        train.train(configure("jempp-m5", {"lr": 0.05}), "cpu", tmp_path / "a", tmp_path / "s")
     assert (folder / "weights.pt").exists() and not (folder / "provenance.json").exists()
 
 
@@ -360,9 +361,9 @@ def test_a_command_line_that_cannot_be_is_one_line(words, says, monkeypatch, cap
 
 
 def test_the_commit_is_unknown_without_git_and_outside_a_checkout(tmp_path, monkeypatch):
-    assert train.commit() != ""
-    monkeypatch.setattr(train, "ROOT", tmp_path)
+    assert provenance.commit() != ""
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert train.commit() == "unknown"
+    assert provenance.commit() == "unknown"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert train.commit() == "unknown"
+    assert provenance.commit() == "unknown"

@@ -125,7 +125,7 @@ def test_step_sizes_halve_where_the_score_stalls(monkeypatch):
     moves = torch.stack(asked[1:]).diff(dim=0).norm(dim=2)[:, 0]  # asked[0]: the clean image
     assert moves[:20].mean() > 20 * moves[-10:].mean()
     rising = torch.zeros(1, 2)  # every step of 100 rises: steps stay as long
-    monkeypatch.setattr(worst_case, "_steepest", lambda g, norm: 0.001 * g)
+    monkeypatch.setattr(worst_case, "steepest", lambda g, norm: 0.001 * g)
     asked.clear()
     adaptive_pgd(spy(lambda x: x[:, 0]), rising, epsilon=1.0, restarts=1, generator=seeded())
     moves = torch.stack(asked[1:]).diff(dim=0).norm(dim=2)[:, 0]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lib import train
+from lib.parts import samplers
+from lib.training import Trainer
 
 
 def energy(model, x: Tensor) -> Tensor:
@@ -60,70 +61,80 @@ def pgd(model, x: Tensor, K: int, alpha: float, up: float = 1.0) -> Tensor:
     return x.detach()
 
 
-class Plain:
-    """The same run as `trainer`, from a copy of its weights, with the methods' loops as above. `step` is one update."""
+CHAINS = {  # what each cell's chain is here
+    samplers.SGLD: lambda model, x, s: sgld(model, x, s.K, s.alpha, s.noise),
+    samplers.Proximal: lambda model, x, s: proximal(model, x, s.K, s.alpha, s.epsilon),
+    samplers.PYLD: lambda model, x, s: pyld(model, x, s.M, s.N, s.alpha, s.epsilon or float("inf")),
+    samplers.PGD: lambda model, x, s: pgd(model, x, s.K, s.alpha),
+}
 
-    def __init__(self, trainer: train.Trainer):
-        self.run, self.stream, self.plain, self.device = trainer.run, trainer.stream, trainer.plain, trainer.device
+
+class Plain:
+    """The same run as `trainer`, from a copy of its weights, with the methods' loops as above. `step` is one update.
+
+    It knows the papers' own combinations: classifiers, the JEM family with a replay buffer, AT-EBM.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.run, self.stream, self.device = trainer.run, trainer.stream, trainer.device
+        self.unaugmented = trainer.unaugmented
         self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
         u = self.run.update
-        kind = {
-            "adam": lambda p: torch.optim.Adam(p, u.lr, u.betas, weight_decay=u.weight_decay),
-            "sgd": lambda p: torch.optim.SGD(p, u.lr, u.momentum, weight_decay=u.weight_decay),
-        }[u.optimizer]
-        self.optimizer, self.iteration, self.start = kind(self.model.parameters()), 0, trainer.start
-        self.images = trainer.buffer.images.cpu().clone() if trainer.buffer else None
+        parameters = self.model.parameters()
+        if u.optimizer == "adam":
+            self.optimizer = torch.optim.Adam(parameters, u.lr, u.betas, weight_decay=u.weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(parameters, u.lr, u.momentum, weight_decay=u.weight_decay)
+        self.iteration, self.images, self.p0 = 0, None, trainer.start
+        if trainer.buffer:
+            self.images, self.p0 = trainer.buffer.images.cpu().clone(), trainer.buffer.fresh
         self.normals = None
-        if hasattr(self.start, "factor"):
+        if hasattr(self.p0, "factor"):
             self.normals = [
-                MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.start.mu, self.start.factor)
+                MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.p0.mu, self.p0.factor, strict=True)
             ]
 
     def draw(self, n: int) -> Tensor:
         """n starts from p0, one at a time where it is a mixture of Gaussians."""
         if not self.normals:
-            return self.start.draw(n).cpu()
-        classes = torch.multinomial(self.start.prior.cpu(), n, replacement=True)
-        return torch.stack([self.normals[c].sample().view(self.start.shape) for c in classes]).clamp(-1, 1)
+            return self.p0.sample(n).cpu()
+        classes = torch.multinomial(self.p0.prior.cpu(), n, replacement=True)
+        return torch.stack([self.normals[c].sample().view(self.p0.shape) for c in classes]).clamp(-1, 1)
 
     def sample(self) -> Tensor:
         """x^-, from the buffer or from p0, and back into the buffer."""
-        s, n = self.run.step, self.run.update.batch
-        if s.kind == "pgd":
-            return pgd(self.model, self.draw(n).to(self.device), s.K, s.alpha)
-        index, fresh = torch.randint(len(self.images), (n,)), torch.rand(n) < self.run.start.reinit
+        step, n = self.run.step, self.run.update.batch
+        chain = CHAINS[type(step)]
+        if self.images is None:
+            return chain(self.model, self.draw(n).to(self.device), step)
+        index, fresh = torch.randint(len(self.images), (n,)), torch.rand(n) < self.run.start.buffer.reinit
         x = torch.where(fresh[:, None, None, None], self.draw(n), self.images[index]).to(self.device)
-        if s.kind == "sgld":
-            x = sgld(self.model, x, s.K, s.alpha, s.noise)
-        elif s.kind == "proximal":
-            x = proximal(self.model, x, s.K, s.alpha, s.epsilon)
-        else:
-            x = pyld(self.model, x, s.M, s.N, s.alpha, s.epsilon or float("inf"))
+        x = chain(self.model, x, step)
         self.images[index] = x.cpu()
         return x
 
     def loss(self, x: Tensor, y: Tensor, x_plus: Tensor, x_minus: Tensor | None) -> Tensor:
-        w = self.run.loss
-        if not w.classify:
+        terms = self.run.loss.terms
+        if "bce" in terms:
             x_plus = x_plus.detach().requires_grad_()
             f = self.model(x_plus).squeeze(1)
             loss = (F.softplus(-f).mean() + F.softplus(self.model(x_minus).squeeze(1)).mean()) / 2
-            if w.r1:
+            if "r1" in terms:
                 g = torch.autograd.grad(f.sum(), x_plus, create_graph=True)[0]
-                loss = loss + w.r1 * g.flatten(1).square().sum(1).mean() / 2
+                loss = loss + terms["r1"].weight * g.flatten(1).square().sum(1).mean() / 2
             return loss
         loss = F.cross_entropy(self.model(x), y)
         return loss + energy(self.model, x_plus).mean() - energy(self.model, x_minus).mean() if x_minus is not None else loss
 
     def step(self) -> Tensor:
         """One update; returns the loss."""
-        s, sam = self.run.step, self.run.update.sam
-        self.model.train(not (s and s.kind == "pgd"))
+        step, sam = self.run.step, self.run.update.sam
+        self.model.train()
         x, y = self.stream(self.iteration)
-        x_plus = self.plain(self.iteration)[0] if self.plain else x
-        x_minus = self.sample() if s else None
-        if s and s.real:
-            x_plus = pgd(self.model, x_plus, s.real.steps, s.alpha, up=-1.0)
+        x_plus = self.unaugmented(self.iteration)[0] if self.unaugmented else x
+        x_minus = self.sample() if step else None
+        if real := getattr(step, "real", None):
+            x_plus = pgd(self.model, x_plus, real.steps, step.alpha, up=-1.0)
         self.optimizer.zero_grad()
         loss = self.loss(x, y, x_plus, x_minus)
         loss.backward()
@@ -136,7 +147,7 @@ class Plain:
             self.optimizer.zero_grad()
             self.loss(x, y, x_plus, x_minus).backward()
             with torch.no_grad():
-                for p, b in zip(self.model.parameters(), before):
+                for p, b in zip(self.model.parameters(), before, strict=True):
                     p.copy_(b)
         self.optimizer.step()
         self.iteration += 1

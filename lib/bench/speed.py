@@ -26,11 +26,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import ROOT, data, files, params, pipeline, train
+from lib import ROOT, data, files, params, pipeline
 from lib.bench import plain
 from lib.data import outliers
 from lib.parts import energy, networks, starts
-from lib.training import distributed
+from lib.parts.networks import DiscriminatorCell
+from lib.parts.starts import OtherImages
+from lib.training import Trainer, distributed
+from lib.training.provenance import commit
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
@@ -50,16 +53,22 @@ def configuration(
     **changes,
 ) -> params.Run:
     """Run `name` as published, on the device kind's network; `passes` replaces K (or M)."""
-    run, size = params.run(name, "paper").model_dump(), SIZES[kind]
-    run["network"] |= {"depth": size["depth"], "widen": widen or size["widen"]}
-    if kind == "cpu" and run["network"]["kind"] == "resnet50":
-        run["network"] |= {"kind": "discriminator", "width": 32}
-    run["update"] |= {"batch": batch, "epochs": None, "iterations": 1_000_000, "warmup": 0}
-    if run["start"]:
-        run["start"] |= {"buffer": 10_000, "images": 1_000, "augment": None}  # lib.bench.plain leaves p0 images as they are
-    if run["step"]:
-        run["step"] |= {"progress": None} | ({"M" if run["step"]["kind"] == "pyld" else "K": passes} if passes else {})
-    return params.Run(**run | {"precision": precision, **changes})
+    run = params.run(name, "paper")
+    networks = {"wrn": {**SIZES[kind], **({"widen": widen} if widen else {})}}
+    if kind == "cpu" and run.network.kind == "resnet50":
+        changes["network"] = DiscriminatorCell(width=32, logits=run.network.logits, normalise=run.network.normalise)
+    else:
+        changes["network"] = run.network.model_copy(update=networks.get(run.network.kind, {}))
+    fast = run.update.schedule.model_copy(update={"warmup": 0})
+    changes["update"] = run.update.model_copy(
+        update={"batch": batch, "epochs": None, "iterations": 1_000_000, "schedule": fast}
+    )
+    if isinstance(run.start, OtherImages):  # lib.bench.plain leaves p0 images as they are
+        changes["start"] = run.start.model_copy(update={"images": 1_000, "augment": None})
+    if run.step:
+        step = run.step.model_copy(update={"growth": None})
+        changes["step"] = step.of_length(passes) if passes else step
+    return params.Run(**{**dict(run), "precision": precision, **changes})
 
 
 def images(size: int = 32, n: int = 1_000) -> data.Split:
@@ -73,15 +82,15 @@ def images(size: int = 32, n: int = 1_000) -> data.Split:
     return data.Split("cifar10", x, y, x[:0], y[:0], x[:100], y[:100], fitted)
 
 
-def trainer(run: params.Run, split: data.Split, device) -> train.Trainer:
+def trainer(run: params.Run, split: data.Split, device) -> Trainer:
     """A run's trainer; AT-EBM's p0 is dead leaves, made here."""
     start = None
-    if run.start and run.start.kind == "images":
+    if isinstance(run.start, OtherImages):
         start = starts.Images(data.to_range(split.x_train.flip(0), run.low).to(device))
-    return train.Trainer(run, split, 0, device, start=start)
+    return Trainer(run, split, 0, device, start=start)
 
 
-def compiled(t: train.Trainer) -> bool:
+def compiled(t: Trainer) -> bool:
     """Whether what has run was compiled: not where run or network do without, nor where torch.compile failed."""
     return t.fused is not t.energy and t.fused.forward.ran
 
@@ -144,11 +153,10 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
     t = trainer(configuration(name, device.type), split, device)
     u = t.run.update
     t.step()
-    x, y = t.stream(0, t.noise)
-    x_plus = t.plain(0, t.noise)[0] if t.plain else x
-    x0, index = t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng)
+    batch = t.batch()
+    x0, index = t.start.draw(batch.real, t.rng, t.noise)
     K, passes = t.run.step.passes, 2 if u.sam else 1  # of the loss: SAM's two
-    update = t.optimizer.base.step if u.sam else t.optimizer.step
+    update = t.optimizer.base.step
 
     def chain_forward():
         with networks.frozen(t.model):
@@ -157,7 +165,7 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
 
     def loss():
         t.optimizer.zero_grad()
-        return t.loss(x, y, x_plus, x0)[0]
+        return t.run.loss(t.fused, batch, x0, twice=t.energy)[0]
 
     def chain():  # the run's passes, without what a step does to x
         with networks.frozen(t.model):
@@ -165,14 +173,14 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
 
     whole = {
         "data": lambda: t.stream(0, t.noise),
-        "start": lambda: t.buffer.draw(u.batch, t.start, t.run.start.reinit, t.rng),
+        "start": lambda: t.start.draw(batch.real, t.rng, t.noise),
         "chain": chain,
         "chain, forward": chain_forward,
         "sampler": lambda: t.chain(x0),
         "loss, forward": loss,
         "loss": lambda: loss().backward(),
         "update": update,
-        "buffer": lambda: t.buffer.put(index, x0),
+        "buffer": lambda: t.start.keep(index, x0),
         "step": t.step,
     }
     m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
@@ -252,24 +260,25 @@ def cost(name: str, rate: float = 300.0, images: int = 45_000) -> dict[str, floa
     a GPU has been measured), GB on disk."""
     run = params.run(name, "paper")
     size = 256 if run.data in ("faces", "cats", "church") else 32
-    model = networks.build(**run.network.model_dump(), classes=10, channels=3, size=size)
+    model = run.network.build(10, 3, size)
     updates = run.update.iterations or int(run.update.epochs * (images // run.update.batch))
     passes = 2 if run.update.sam else 1
     forward = flops_per_image(model, (3, size, size))
-    chain = 2 * ((run.step.passes if run.step else 0) + (run.step.real.steps if run.step and run.step.real else 0))
-    losses = 3 * passes * (1 + bool(run.step) + (run.augment.branches == "classify"))
+    real = getattr(run.step, "real", None)
+    chain = 2 * ((run.step.passes if run.step else 0) + (real.steps if real else 0))
+    losses = 3 * passes * (1 + bool(run.step) + (run.branches == "classify"))
     total = updates * run.update.batch * forward * (chain + losses)
     kept = 1 + run.snapshots
     disk = kept * (
-        4 * networks.parameter_count(model) + (run.start.buffer if run.start and not run.generation else 0) * 3 * size**2
+        4 * networks.parameter_count(model) + (run.start.buffer.size if run.start and run.start.buffer else 0) * 3 * size**2
     )
     return {"updates": updates, "exaflop": total / 1e18, "hours": total / (rate * 1e12) / 3600, "gb": disk / 1e9}
 
 
 def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
     """Bytes that one forward pass keeps for its backward pass, per image (weights left out)."""
-    model = networks.build(**run.network.model_dump(), classes=10, channels=3, size=32).to(device)
-    E, kept = energy.Energy(model, precision=train.resolve_precision(run.precision, device)), {}
+    model = run.network.build(10, 3, 32).to(device)
+    E, kept = energy.Energy(model, precision=energy.resolve_precision(run.precision, device)), {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(t: Tensor) -> Tensor:
@@ -287,7 +296,7 @@ def memory(device) -> dict[str, float]:
     """GiB that JEM++ (M=10) with WRN-28-10 at batch 64 needs, item by item: counted, not guessed; and, on a GPU, the
     measured peak. Activations grow with the batch; class Gaussians with classes times pixels squared."""
     run, GiB = configuration(MAIN, "cuda"), 2**30
-    weights = networks.parameter_count(networks.build(**run.network.model_dump(), classes=10, channels=3, size=32)) * 4
+    weights = networks.parameter_count(run.network.build(10, 3, 32)) * 4
     D = 3072
     out = {
         "weights, gradients, momentum": 3 * weights / GiB,
@@ -388,12 +397,12 @@ def machine(device) -> dict:
         "device": name,
         "count": cores,
         "instructions": instructions,
-        "precision": train.resolve_precision("auto", device),
+        "precision": energy.resolve_precision("auto", device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
-        "commit": train.commit(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "slug": slug,
     }
@@ -472,7 +481,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--rounds", type=_rounds, default=ROUNDS, help="of each comparison, at least 2")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
-    parser.add_argument("--minutes", type=train.amount, default=8.5, help="no part is begun after so many")
+    parser.add_argument("--minutes", type=files.amount, default=8.5, help="no part is begun after so many")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -1,8 +1,4 @@
-"""Prepared data, their range and their augmentation. Where the images come from: `lib.sources`.
-
-Images are uint8 at rest, (n, C, H, W), and float in [low, 1] in use: low = -1 is where the step sizes of JEM,
-JEM++ and SADA-JEM live, low = 0 where AT-EBM's do (`lib.params.Run.low` says which).
-"""
+"""Prepared data: splits, batches, p0. Where the images come from: `lib.sources`; their range: `lib.parts.pixels`."""
 
 from __future__ import annotations
 
@@ -10,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lib import ROOT, files, params
 from lib.data import outliers
 from lib.files import DataError
 from lib.parts import starts
+from lib.parts.pixels import to_bytes, to_range, with_noise
 
 CLASSES = {
     "fashion_mnist": ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"),
@@ -185,113 +181,20 @@ class Split:
         return (self.x_train, self.y_train), (self.x_hold, self.y_hold), (self.x_test, self.y_test)
 
 
-def to_range(x: Tensor, low: float = -1.0) -> Tensor:
-    """uint8 [0, 255] -> float [low, 1]."""
-    return x.float() / (255 / (1 - low)) + low
-
-
-def to_bytes(x: Tensor, low: float = -1.0) -> Tensor:
-    """float [low, 1] -> uint8, clamped and rounded: what an image file would hold."""
-    return ((x.clamp(low, 1) - low) * (255 / (1 - low))).round().to(torch.uint8)
-
-
-def with_noise(x: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
-    """x + sigma eps: the JEM codes' input noise, at training and at test time."""
-    return x + sigma * torch.randn(x.shape, generator=generator, device=x.device) if sigma else x
-
-
-def augmented(
-    x: Tensor, how: params.Transform | None, generator: torch.Generator | None = None, low: float = -1.0
-) -> Tensor:
-    """Images x, float (B, C, H, W) in [low, 1] on any device, each changed at random as `how` says; x itself for None and
-    for kind none.
-
-    All random numbers come from the generator, which is on x's device: see `one_by_one` for torchvision's.
-    Raises: DataError for a `fill` that is no colour of these images.
-    """
-    if how is None or how.kind == "none":
-        return x
-    if how.kind == "resized_crop":
-        return one_by_one(x, _resized_crop(x.shape[-1], how), generator, low)
-    if how.fill is not None and len(how.fill) != x.shape[1]:
-        raise DataError(f"augment.fill: {list(how.fill)} for images of {x.shape[1]} channels: expected as many bytes")
-    x = crop_flip(x, how.pad, generator, None if how.fill is None else to_range(torch.tensor(how.fill), low))
-    if how.kind == "autoaugment":
-        x = cutout(one_by_one(x, _autoaugment(how), generator, low), how.cutout, generator, low)
-    return x
-
-
-def _resized_crop(size: int, how: params.Transform):
-    from lib.vision import v2
-
-    cut = v2.RandomResizedCrop(size, how.scale, how.ratio)
-    return v2.Compose([v2.RandomApply([cut], how.share), v2.RandomHorizontalFlip()])
-
-
-def _autoaugment(how: params.Transform):
-    from lib.vision import v2
-
-    return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=None if how.fill is None else list(how.fill))
-
-
-def one_by_one(x: Tensor, transform, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
-    """A random transform of torchvision's, of each image by itself, as bytes: (B, C, H, W) in [low, 1] on any device.
-
-    torchvision draws one set of parameters a call, from torch's global generator: that is seeded from ours for as long as
-    it takes. It runs on the CPU, so that a seed means the same everywhere; a GPU is waited for once a batch.
-    """
-    device = generator.device if generator else "cpu"
-    seed = torch.randint(2**62, (), generator=generator, device=device).item()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        y = torch.stack([transform(image) for image in to_bytes(x, low).cpu()])
-    return to_range(starts.upload(y, x.device), low)
-
-
-def cutout(x: Tensor, side: int, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
-    """A black square of `side` pixels in each image, as much of it as lies inside: its centre is any of the pixels
-    (DeVries and Taylor 2017). (B, C, H, W) on any device."""
-    B, _, H, W = x.shape
-    inside = []
-    for n in (H, W):
-        centre = torch.randint(n, (B, 1), generator=generator, device=x.device)
-        offset = torch.arange(n, device=x.device) - centre  # (B, n)
-        inside.append((offset >= -(side // 2)) & (offset < side - side // 2))
-    return x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], low)
-
-
-def crop_flip(x: Tensor, pad: int, generator: torch.Generator | None = None, fill: Tensor | None = None) -> Tensor:
-    """Pad, crop back at a random offset, flip half of them: (B, C, H, W) on any device. The margin is reflected, or of
-    the colour `fill` (C,)."""
-    B, _, H, W = x.shape
-    if fill is None:
-        padded = F.pad(x, (pad,) * 4, mode="reflect")
-    else:
-        padded = starts.upload(fill, x.device)[:, None, None].repeat(B, 1, H + 2 * pad, W + 2 * pad)
-        padded[:, :, pad:-pad, pad:-pad] = x
-    corner = torch.randint(2 * pad + 1, (2, B, 1), generator=generator, device=x.device)
-    rows = corner[0] + torch.arange(H, device=x.device)  # (B, H)
-    cols = corner[1] + torch.arange(W, device=x.device)  # (B, W)
-    flip = torch.rand(B, 1, generator=generator, device=x.device) < 0.5
-    cols = torch.where(flip, cols.flip(1), cols)
-    b = torch.arange(B, device=x.device)[:, None, None]
-    return padded[b, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
-
-
 class Stream:
     """Endless batches of training images, on the device. Batch i depends on (seed, i) alone, so a resumed
     run continues with the batch it would have seen.
 
     Args:
         x, y: uint8 (n, C, H, W), int64 (n,).   batch: size; the last partial batch of an epoch is left out.
-        augment: lib.params.Augment.   low: of the range [low, 1].
+        augment: lib.parts.augmentations; None: none.   noise: input noise's sigma.   low: of the range [low, 1].
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch: int, augment, seed: int, low: float = -1.0):
+    def __init__(self, x: Tensor, y: Tensor, batch: int, augment=None, seed: int = 0, low: float = -1.0, noise: float = 0.0):
         if batch > len(x):
             raise DataError(f"batch {batch} is larger than the {len(x)} training images: lower update.batch")
         self.x, self.y, self.batch, self.augment, self.seed = x, y, batch, augment, seed
-        self.per_epoch, self.low = len(x) // batch, low
+        self.per_epoch, self.low, self.noise = len(x) // batch, low, noise
         self._epoch, self._order = -1, None
 
     def __call__(self, i: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -301,8 +204,9 @@ class Stream:
             g = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.x), generator=g).to(self.x.device)
         index = self._order[position * self.batch : (position + 1) * self.batch]
-        x = augmented(to_range(self.x[index], self.low), self.augment, generator, self.low)
-        return with_noise(x, self.augment.noise, generator), self.y[index]
+        x = to_range(self.x[index], self.low)
+        x = self.augment(x, generator, self.low) if self.augment else x
+        return with_noise(x, self.noise, generator), self.y[index]
 
 
 # ------------------------------------------------------------------------------------------ prepared artefacts

@@ -52,7 +52,7 @@ def purify(
     _check(E, 1, steps, alpha, noise)
     if steps == 0:
         return x
-    return samplers.last(samplers.sgld(E, x, K=steps, alpha=alpha, noise=noise, clip=clip, generator=generator))
+    return samplers.last(samplers.SGLD(K=steps, alpha=alpha, noise=noise, clip=clip or False)(E, x, generator))
 
 
 def defended_logits(
@@ -131,7 +131,7 @@ def eot(
         start = x = x.detach().requires_grad_()
         for _ in range(steps):  # samplers.sgld, with a graph
             g = torch.autograd.grad(E(x).sum(), x, create_graph=True)[0]
-            x = samplers._perturb(samplers._clip(x - alpha * g, clip), noise, clip, generator)
+            x = samplers.perturbed(samplers.clipped(x - alpha * g, clip), noise, clip, generator)
         return start, x
 
     return _loss_gradient(E, purifier, chains, max(1, chunk // (chains * max(steps, 1))))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.measures.attacks import TINY, _check, _over, _steepest, _uniform_in_ball
+from lib.parts.attacks import TINY, check, over_images, steepest, uniform_in_ball
 from lib.parts.energy import energy
 
 MOMENTUM = 0.75  # alpha: the share of the new step; 1 - alpha carries the last move on
@@ -72,13 +72,13 @@ def adaptive_pgd(
     Raises: ValueError for an unknown norm, a negative epsilon, fewer than one step or restart, images that are not
         floats in [low, high], a score of another shape than (B,), or a clean score that is not finite.
     """
-    _check(x, [epsilon], norm, steps, restarts, low, high)
+    check(x, [epsilon], norm, steps, restarts, low, high)
     x = x.detach()
     best, top = x.clone(), _climb(score, x)[0]  # the clean images
     if not top.isfinite().all():
         raise ValueError(f"{(~top.isfinite()).sum()} of {len(x)} clean scores are not finite: has the model diverged?")
     for _ in range(restarts if epsilon else 0):
-        start = (x + _uniform_in_ball(x, epsilon, norm, generator)).clamp(low, high)
+        start = (x + uniform_in_ball(x, epsilon, norm, generator)).clamp(low, high)
         found, s = _chain(score, x, start, epsilon, norm, steps, low, high)
         best, top = _pick(s > top, (found, s), (best, top))
     return best, top
@@ -147,8 +147,8 @@ def project(z: Tensor, x: Tensor, epsilon: float, norm: str, low: float, high: f
     t = d.new_zeros(len(d), *[1] * (d.dim() - 1))
     for _ in range(8):
         free = (t * d >= down) & (t * d <= up)
-        spent = _over((d.clamp(down, up) * ~free).flatten(1).square().sum(1), d)
-        rest = _over((d * free).flatten(1).square().sum(1), d).clamp_min(TINY**2)
+        spent = over_images((d.clamp(down, up) * ~free).flatten(1).square().sum(1), d)
+        rest = over_images((d * free).flatten(1).square().sum(1), d).clamp_min(TINY**2)
         t = torch.maximum(t, ((epsilon**2 - spent).clamp_min(0) / rest).sqrt().clamp_max(1))
     return (x + t * d).clamp(low, high)
 
@@ -160,7 +160,7 @@ def _chain(score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, st
     step = torch.full_like(s, 2 * epsilon)  # the ball's diameter: explore first
     halved, rises = torch.zeros_like(s).bool(), 0
     for k in range(1, steps + 1):
-        z = project(now + _over(step, x) * _steepest(g, norm), x, epsilon, norm, low, high)
+        z = project(now + over_images(step, x) * steepest(g, norm), x, epsilon, norm, low, high)
         if k > 1:
             z = project(now + MOMENTUM * (z - now) + (1 - MOMENTUM) * (now - before), x, epsilon, norm, low, high)
         before, now, s_before, (s, g) = now, z, s, _climb(score, z)
@@ -184,4 +184,4 @@ def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/d
 
 
 def _pick(mask: Tensor, yes, no) -> tuple[Tensor, ...]:  # by mask (B,), of tensors (B, ...)
-    return tuple(torch.where(_over(mask, a), a, b) for a, b in zip(yes, no))
+    return tuple(torch.where(over_images(mask, a), a, b) for a, b in zip(yes, no))

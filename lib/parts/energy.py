@@ -89,3 +89,14 @@ def gradient(E, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(E(x).sum(), x)[0]
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """'auto' -> 'bf16' where the hardware multiplies in bf16 itself, else 'fp32'."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    # torch may be told to do without (ATEN_CPU_CAPABILITY=avx2): bf16 would be emulated then, 8 to 12 times as slow as fp32
+    return "bf16" if native and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2") else "fp32"

@@ -13,10 +13,16 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
+
+from lib.parts.cell import Cell, Count
+
+Norm = Literal["batch", "frozen", "none"]
 
 
 class Network(nn.Module):
@@ -25,6 +31,14 @@ class Network(nn.Module):
     first: nn.Module
     body: nn.Module
     head: nn.Linear
+    frozen_norm = False  # batch norm in evaluation mode throughout: an affine map per channel, never a statistic
+
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        for m in self.modules():
+            if self.frozen_norm and isinstance(m, nn.BatchNorm2d):
+                m.eval()
+        return self
 
     def rest(self, h: Tensor) -> Tensor:
         """Logits (B, C) from the first layer's output."""
@@ -67,21 +81,26 @@ class Block(nn.Module):
         return self.conv2(F.leaky_relu(self.norm2(h), 0.2, self.inplace)) + self.shortcut(x)
 
 
+def check_depth(depth: int) -> int:
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"WideResNet depth {depth}: expected 6n + 4 with n >= 1 (10, 16, 22, 28, ...)")
+    return depth
+
+
 class WideResNet(Network):
     """WideResNet-depth-widen as the JEM family uses it: LeakyReLU 0.2, convolution biases, no dropout.
 
     Args:
         depth: 6n + 4 (10, 16, 28, ...).   widen: width factor k.   classes: logits.
         channels: of the input images (B, channels, H, W); any H = W >= 8 works (global pooling).
-        norm: 'batch' (JEM++, SADA-JEM) or 'none' (JEM).
+        norm: 'batch' (JEM++, SADA-JEM), 'none' (JEM), or 'frozen': in evaluation mode throughout.
     Raises: ValueError for a depth that is not 6n + 4 or an unknown norm.
     """
 
     def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3, norm: str = "batch"):
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"WideResNet depth {depth}: expected 6n + 4 with n >= 1 (10, 16, 22, 28, ...)")
-        norms = {"batch": nn.BatchNorm2d, "none": lambda _: nn.Identity()}
+        check_depth(depth)
+        norms = {"batch": nn.BatchNorm2d, "frozen": nn.BatchNorm2d, "none": lambda _: nn.Identity()}
         if norm not in norms:
             raise ValueError(f"norm {norm!r}: expected one of {sorted(norms)}")
         widths, n = (16, 16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
@@ -95,6 +114,8 @@ class WideResNet(Network):
             *blocks, norms[norm](widths[3]), nn.LeakyReLU(0.2, inplace=norm != "none"), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
         self.head = nn.Linear(widths[3], classes)
+        self.frozen_norm = norm == "frozen"
+        self.train()
 
 
 class DownBlock(nn.Module):
@@ -137,10 +158,10 @@ class Discriminator(Network):
 class ResNet50(Network):
     """torchvision's ResNet-50 with a 3x3 first layer and no first pooling: AT-EBM's network for 32x32 images.
 
-    AT-EBM keeps batch norm in evaluation mode throughout: an affine map per channel, never a statistic.
+    norm: 'batch', or 'frozen', as AT-EBM has it: in evaluation mode throughout.
     """
 
-    def __init__(self, classes: int = 1, channels: int = 3):
+    def __init__(self, classes: int = 1, channels: int = 3, norm: str = "frozen"):
         super().__init__()
         from lib import vision
 
@@ -157,6 +178,8 @@ class ResNet50(Network):
             nn.Flatten(),
         )
         self.head = whole.fc
+        self.frozen_norm = norm == "frozen"
+        self.train()
 
 
 STATISTICS = {
@@ -177,41 +200,60 @@ class Normalise(nn.Module):
         return torch.stack([(c - m) / s for c, m, s in zip(x.unbind(1), *STATISTICS[self.of])], 1)
 
 
-def build(
-    kind: str,
-    *,
-    classes: int,
-    channels: int,
-    size: int = 32,
-    depth: int = 28,
-    widen: int = 10,
-    width: int = 64,
-    norm: str = "batch",
-    logits: int | None = None,
-    normalise: str | None = None,
-) -> Network:
-    """The network that a run's `network` section names, for images (channels, size, size); `logits` outputs, or one
-    per class. Raises: ValueError for an unknown kind and for what a network cannot be."""
-    outputs = logits or classes
-    kinds = {
-        "wrn": lambda: WideResNet(depth, widen, outputs, channels, norm),
-        "discriminator": lambda: Discriminator(size, width, outputs, channels),
-        "resnet50": lambda: ResNet50(outputs, channels),
-    }
-    if kind not in kinds:
-        raise ValueError(f"network kind {kind!r}: expected one of {', '.join(kinds)}")
-    model = kinds[kind]().to(memory_format=torch.channels_last)
-    if normalise:
-        if channels != 3:
-            raise ValueError(f"normalise: {normalise} for images of {channels} channels; expected 3, or normalise: null")
-        model.first = nn.Sequential(Normalise(normalise), model.first)
-    return model
+class _Cell(Cell):
+    logits: Count | None = None  # None: one per class; 1: E(x) = -f(x), which has no classes (AT-EBM)
+    # colour images in [0, 1] by this set's mean and standard deviation, in front of the first layer; None: as they are
+    normalise: Literal["cifar10", "imagenet"] | None = None
+
+    def network(self, outputs: int, channels: int, size: int) -> Network:
+        raise NotImplementedError
+
+    def build(self, classes: int, channels: int, size: int = 32) -> Network:
+        """The network for images (channels, size, size), with fresh weights from torch's global random numbers.
+        Raises: ValueError for what a network cannot be."""
+        model = self.network(self.logits or classes, channels, size).to(memory_format=torch.channels_last)
+        if self.normalise:
+            if channels != 3:
+                raise ValueError(
+                    f"normalise: {self.normalise} for images of {channels} channels; expected 3, or normalise: null"
+                )
+            model.first = nn.Sequential(Normalise(self.normalise), model.first)
+        return model
+
+
+class WideResNetCell(_Cell):
+    kind: Literal["wrn"] = "wrn"
+    depth: Annotated[int, AfterValidator(check_depth)]
+    widen: Count
+    norm: Norm
+
+    def network(self, outputs, channels, size):
+        return WideResNet(self.depth, self.widen, outputs, channels, self.norm)
+
+
+class DiscriminatorCell(_Cell):
+    kind: Literal["discriminator"] = "discriminator"
+    width: Count  # channels after the first layer
+
+    def network(self, outputs, channels, size):
+        return Discriminator(size, self.width, outputs, channels)
+
+
+class ResNet50Cell(_Cell):
+    kind: Literal["resnet50"] = "resnet50"
+    norm: Literal["batch", "frozen"]
+
+    def network(self, outputs, channels, size):
+        return ResNet50(outputs, channels, self.norm)
+
+
+Networks = Annotated[WideResNetCell | DiscriminatorCell | ResNet50Cell, Field(discriminator="kind")]
 
 
 @contextlib.contextmanager
 def batch_statistics(model: nn.Module):
-    """Batch norm by the batch's own statistics, running ones untouched: how JEM++ samples after training."""
-    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    """Batch norm by the batch's own statistics, running ones untouched: how JEM++ samples after training. A frozen one stays."""
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(model, "frozen_norm", False)]
     before = [(m.training, m.track_running_stats) for m in layers]
     for m in layers:  # torch then normalises by the batch and writes nothing back
         m.training, m.track_running_stats = True, False
@@ -220,6 +262,17 @@ def batch_statistics(model: nn.Module):
     finally:
         for m, (training, tracking) in zip(layers, before):
             m.training, m.track_running_stats = training, tracking
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """Batch norm by its running statistics, for as long as it takes."""
+    before = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(before)
 
 
 @contextlib.contextmanager

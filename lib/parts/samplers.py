@@ -1,4 +1,6 @@
-"""How a chain steps: each sampler is a generator that yields x^1, x^2, ...; `last` runs it to the end.
+"""How a chain steps: each cell is a sampler, a generator that yields x^1, x^2, ...; `last` runs it to the end.
+
+    chain = Proximal(K=10, alpha=1.0, epsilon=1.0)(E, x0, generator)
 
 Every sampler descends E.  `alpha` multiplies the gradient as it stands: the texts' SGLD (JEM++ Eq. 3)
 writes alpha/2, the official codes alpha; we follow the codes, and notebook 04 shows the difference.
@@ -6,13 +8,18 @@ writes alpha/2, the official codes alpha; we follow the codes, and notebook 04 s
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from lib.parts.cell import Cell, Count, Positive, Weight
 from lib.parts.energy import Energy, gradient
+from lib.parts.schedules import Growth, Length
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -27,134 +34,204 @@ def last(chain: Iterable[Tensor]) -> Tensor:
     return x.detach()
 
 
-def sgld(
-    E,
-    x: Tensor,
-    *,
-    K: int,
-    alpha: float,
-    noise: float = 0.0,
-    clip: tuple[float, float] | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
+class _Step(Cell):
+    """What all samplers share. Each is called with
+
+    E: energy (B, ...) -> (B,).   x: chain starts (B, ...).   generator: on x's device.
+    low: of the range [low, 1] of images, to which `clip: true` keeps every state.
+    K: the number of steps of this chain; None: the cell's own.
+    """
+
+    counts: ClassVar[str] = "K"  # the setting that says how many steps
+    alpha: Positive
+    clip: bool | tuple[float, float] = True  # true: to the range of images; false: unbounded; or a range (low, high)
+    growth: Growth | None = None  # how the number of steps grows while training; None: it is fixed
+
+    @property
+    def passes(self) -> int:
+        """Full forward and backward passes per chain."""
+        return self.steps
+
+    def uphill(self, E, x: Tensor, low: float = -1.0) -> Tensor:
+        """What becomes of real images x before the loss sees them: nothing, but for PGD's `real`."""
+        return x
+
+    def box(self, low: float) -> tuple[float, float] | None:
+        if isinstance(self.clip, tuple):
+            return self.clip
+        return (low, 1.0) if self.clip else None
+
+    def length(self, total: int, average: Callable | None = None) -> Length:
+        """The number of steps at each of `total` updates."""
+        return self.growth.build(self.steps, total, average) if self.growth else Length(self.steps)
+
+    @property
+    def steps(self) -> int:
+        """K, or PYLD's M."""
+        return getattr(self, self.counts)
+
+    def of_length(self, K: int):
+        """The same sampler with K steps."""
+        return self.model_copy(update={self.counts: K})
+
+    @model_validator(mode="after")
+    def _begins_below_the_end(self):
+        if (first := getattr(self.growth, "first", 0)) > self.steps:
+            raise ValueError(f"growth.first: {first} is beyond K: {self.steps}; expected at most K")
+        return self
+
+
+class SGLD(_Step):
     """Stochastic gradient Langevin dynamics: x <- x - alpha dE/dx + noise eps  (JEM++ Eq. 3).
 
     Exact Langevin dynamics, whose stationary density tends to exp(-E)/Z as the step tends to zero, has
     noise = sqrt(2 alpha). JEM uses alpha = 1 and noise = 0.01: nearly plain descent.
-
-    Args:
-        E: energy (B, ...) -> (B,).   x: chain starts (B, ...).   K: number of steps.
-        clip: (low, high), the range of valid images; None: unbounded.
     """
-    yield from _descend(E, x, K, alpha, None, noise, clip, generator)
+
+    kind: Literal["sgld"] = "sgld"
+    K: Count
+    noise: Weight = 0.0
+
+    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+        for _ in range(self.K if K is None else K):
+            x = clipped(x - self.alpha * gradient(E, x), self.box(low))
+            yield (x := perturbed(x, self.noise, self.box(low), generator))
 
 
-def proximal_sgld(
-    E,
-    x: Tensor,
-    *,
-    K: int,
-    alpha: float,
-    epsilon: float = 1.0,
-    noise: float = 0.0,
-    clip: tuple[float, float] | None = (-1.0, 1.0),
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
+class Proximal(_Step):
     """Proximal SGLD (JEM++ Eq. 10): the gradient is clamped to [-epsilon, epsilon], so that no step
     moves a pixel by more than alpha * epsilon."""
-    yield from _descend(E, x, K, alpha, epsilon, noise, clip, generator)
+
+    kind: Literal["proximal"] = "proximal"
+    K: Count
+    epsilon: Positive
+    noise: Weight = 0.0
+
+    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+        for _ in range(self.K if K is None else K):
+            g = gradient(E, x).clamp_(-self.epsilon, self.epsilon)
+            x = clipped(x - self.alpha * g, self.box(low))
+            yield (x := perturbed(x, self.noise, self.box(low), generator))
 
 
-def _descend(E, x, K, alpha, epsilon, noise, clip, generator):
-    for _ in range(K):
-        g = gradient(E, x)
-        if epsilon is not None:
-            g = g.clamp_(-epsilon, epsilon)
-        yield (x := _perturb(_clip(x - alpha * g, clip), noise, clip, generator))
-
-
-def pyld(
-    E: Energy,
-    x: Tensor,
-    *,
-    M: int,
-    N: int,
-    alpha: float,
-    epsilon: float = 1.0,
-    noise: float = 0.0,
-    clip: tuple[float, float] | None = (-1.0, 1.0),
-    generator: torch.Generator | None = None,
-    closed_form: bool = True,
-) -> Iterator[Tensor]:
+class PYLD(_Step):
     """PYLD-M-N sampling (JEM++ Algorithm 1): M full passes, N cheap inner steps after each.
 
     The slack variable p = dE/df0(x) is frozen during the inner steps, whose gradient is
     gamma = p . df0/dx. Where f0 is linear, gamma does not depend on x: it equals dE/dx at the outer
     state, the N clamped and clipped steps compose to one step N times as long, and
     PYLD-M-N(alpha) is proximal SGLD with K = M and step N * alpha. That closed form is used where it
-    holds (`closed_form=True`); the loop is kept for a nonlinear first block, where PYLD is a sampler of
+    holds (`closed_form: true`); the loop is kept for a nonlinear first block, where PYLD is a sampler of
     its own, and for comparison. Yields x after each of the M outer steps.
     """
-    if closed_form and isinstance(E.model.first, LINEAR) and (clip is None or _inside(x, clip)):
-        yield from _descend(E, x, M, N * alpha, epsilon, noise, clip, generator)
-        return
-    for _ in range(M):
-        with torch.enable_grad():
-            h = E.first(x).detach().requires_grad_()
-            p = torch.autograd.grad(E.tail(h).sum(), h)[0]  # the slack variable, Eq. 13
-        for _ in range(N):
+
+    counts = "M"
+    kind: Literal["pyld"] = "pyld"
+    M: Count
+    N: Count
+    epsilon: Positive | None = None  # None: no proximity constraint
+    noise: Weight = 0.0
+    closed_form: bool = True
+
+    def __call__(self, E: Energy, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+        M, N, clip = self.M if K is None else K, self.N, self.box(low)
+        epsilon = math.inf if self.epsilon is None else self.epsilon
+        if self.closed_form and isinstance(E.model.first, LINEAR) and (clip is None or _inside(x, clip)):
+            if M:
+                once = Proximal(K=M, alpha=N * self.alpha, epsilon=epsilon, noise=self.noise, clip=clip or False)
+                yield from once(E, x, generator)
+            return
+        for _ in range(M):
             with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                gamma = torch.autograd.grad(E.first(x), x, grad_outputs=p)[0]
-            x = _clip(x.detach() - alpha * gamma.clamp(-epsilon, epsilon), clip)
-        yield (x := _perturb(x, noise, clip, generator))
+                h = E.first(x).detach().requires_grad_()
+                p = torch.autograd.grad(E.tail(h).sum(), h)[0]  # the slack variable, Eq. 13
+            for _ in range(N):
+                with torch.enable_grad():
+                    x = x.detach().requires_grad_()
+                    gamma = torch.autograd.grad(E.first(x), x, grad_outputs=p)[0]
+                x = clipped(x.detach() - self.alpha * gamma.clamp(-epsilon, epsilon), clip)
+            yield (x := perturbed(x, self.noise, clip, generator))
 
 
-def pgd(
-    E,
-    x: Tensor,
-    *,
-    K: int,
-    alpha: float,
-    radius: float | None = None,
-    clip: tuple[float, float] | None = (0.0, 1.0),
-    climb: bool = False,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
+class Uphill(Cell):
+    """What AT-EBM's code does to real images, too: it moves them up E, a few steps, before the loss sees them."""
+
+    steps: Count
+    radius: Positive | None = None  # of the L2 ball around the image; None: unbounded
+
+
+class PGD(_Step):
     """PGD sampling (AT-EBM Eq. 7, 8): x <- P(x - alpha g / |g|_2), g = dE/dx; with E = -f this is the paper's ascent on f.
 
     Every step has length alpha whatever the energy's scale, so K steps move an image by at most K alpha; there is no
     noise, hence the need for diverse starts. Yields x after each step.
-
-    Args:
-        E: energy (B, ...) -> (B,).   x: chain starts (B, ...).   alpha: step length, L2, in units of x.
-        radius: of the L2 ball around the start on which P projects; None: unbounded.
-        clip: (low, high), the range of valid images; None: unbounded.
-        climb: go up E instead, as the code perturbs real images.   generator: unused, PGD is deterministic.
     """
-    start = x
-    for _ in range(K):
-        g = gradient(E, x)
-        direction = g / _norm(g).clamp_min(1e-12)
-        x = x + alpha * direction if climb else x - alpha * direction
-        if radius is not None:
-            moved = x - start
-            x = start + moved * (radius / _norm(moved).clamp_min(1e-12)).clamp_max(1)
-        yield (x := _clip(x, clip))
+
+    kind: Literal["pgd"] = "pgd"
+    K: Count
+    radius: Positive | None = None  # of the L2 ball around the start on which P projects; None: unbounded
+    real: Uphill | None = None  # None: real images stay as they are
+
+    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+        start = x
+        for _ in range(self.K if K is None else K):
+            g = gradient(E, x)
+            x = x - self.alpha * (g / _norm(g).clamp_min(1e-12))
+            if self.radius is not None:
+                moved = x - start
+                x = start + moved * (self.radius / _norm(moved).clamp_min(1e-12)).clamp_max(1)
+            yield (x := clipped(x, self.box(low)))
+
+    def uphill(self, E, x: Tensor, low: float = -1.0) -> Tensor:
+        """Real images x moved up E by `real.steps` steps: the same sampler, down -E."""
+        if self.real is None:
+            return x
+        against = PGD(K=self.real.steps, alpha=self.alpha, radius=self.real.radius, clip=self.clip)
+        return last(against(lambda v: -E(v), x, low=low))
 
 
-def _norm(x: Tensor) -> Tensor:
-    """L2 norm of each image, (B, 1, ...)."""
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+class HMC(_Step):
+    """Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011): K proposals of L leapfrog steps of size alpha, each accepted with
+    probability min(1, exp(H - H')), so that exp(-E)/Z stays as it is at any alpha. Yields x after each proposal.
+
+    Within a range, trajectories bounce off its walls (Neal 2011, Sec. 5.1).
+    """
+
+    kind: Literal["hmc"] = "hmc"
+    K: Count
+    L: Count
+
+    @property
+    def passes(self) -> int:
+        return self.K * (self.L + 1)
+
+    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+        a, box = self.alpha, self.box(low)
+        x = clipped(x, box)
+        for _ in range(self.K if K is None else K):
+            v = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            q, p = x, v - a / 2 * gradient(E, x)
+            for i in range(self.L):
+                q, p = _bounced(q + a * p, p, box)
+                p = p - (a if i < self.L - 1 else a / 2) * gradient(E, q)
+            with torch.no_grad():
+                gain = E(x) - E(q) + (_sum(v.square()) - _sum(p.square())) / 2  # H - H' (B,)
+                u = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+                accepted = u.log() < gain
+            yield (x := torch.where(accepted.view(-1, *[1] * (x.dim() - 1)), q, x))
 
 
-def sample(
-    E: Energy, x: Tensor, step, generator: torch.Generator | None = None, low: float = -1.0, **changes
-) -> Iterator[Tensor]:
-    """The chain that a run's `step` configuration describes (lib.params.Step): one cell of the table. Images are in
-    [low, 1]; `changes` replace arguments of the sampler (K, while it grows)."""
-    own = step.arguments(low) | changes
-    return SAMPLERS[step.kind](E, x, generator=generator, **own)
+def _bounced(q: Tensor, p: Tensor, box: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    """Position and momentum after as many reflections at the walls as it takes."""
+    if box is None:
+        return q, p
+    width = box[1] - box[0]
+    way = torch.remainder(q - box[0], 2 * width)  # there and back again
+    there = way <= width
+    return box[0] + torch.where(there, way, 2 * width - way), torch.where(there, p, -p)
+
+
+Step = Annotated[SGLD | Proximal | PYLD | PGD | HMC, Field(discriminator="kind")]
 
 
 class Graph:
@@ -208,7 +285,13 @@ class Graph:
         return graph
 
 
-SAMPLERS = {"sgld": sgld, "proximal": proximal_sgld, "pyld": pyld, "pgd": pgd}
+def _sum(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """L2 norm of each image, (B, 1, ...)."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
 
 
 def _inside(x: Tensor, clip: tuple[float, float]) -> bool:
@@ -217,13 +300,13 @@ def _inside(x: Tensor, clip: tuple[float, float]) -> bool:
     return x.is_cuda or bool((x >= clip[0]).all() & (x <= clip[1]).all())
 
 
-def _clip(x: Tensor, clip) -> Tensor:
+def clipped(x: Tensor, clip) -> Tensor:
     return x if clip is None else x.clamp(*clip)
 
 
-def _perturb(x: Tensor, noise: float, clip, generator) -> Tensor:
+def perturbed(x: Tensor, noise: float, clip, generator) -> Tensor:
     """The chain's noise; clipped again, so that every state is a valid image."""
     if not noise:
         return x
     eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return _clip(x + noise * eps, clip)
+    return clipped(x + noise * eps, clip)

@@ -1,30 +1,63 @@
-"""Where a chain starts: uniform noise (JEM), class Gaussians fitted to the training data (JEM++, SADA-JEM), or real
-images of another kind (AT-EBM)."""
+"""Where a chain starts: uniform noise (JEM), class Gaussians fitted to the training data (JEM++, SADA-JEM), real images of
+another kind (AT-EBM), the data themselves (contrastive divergence); around any of them, a replay buffer.
+
+    x0, index = start.draw(real, rng, noise)         real (B, ...): the images that p(x) sees at this update
+    start.keep(index, x)                             where the chains ended
+
+Settings are cells; `build` makes what draws.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-
-def upload(x: Tensor, device) -> Tensor:
-    """x on a device. A copy to a GPU waits for all that runs there, unless it starts from pinned memory."""
-    pinned = x.device.type == "cpu" and torch.device(device).type == "cuda"
-    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
+from lib.parts.augmentations import Augmentation
+from lib.parts.cell import Cell, ConfigError, Count, Share
+from lib.parts.pixels import to_range, upload
 
 
-class Uniform:
-    """p0(x) = U[low, high]^(C x H x W), JEM's uninformative start."""
+class Start:
+    """p0, the distribution of fresh chains; subclasses `sample` it. No chain is kept."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n starts (n, ...). Random numbers come from a CPU generator, so that a seed means the same on every device.
+        y (n,): their classes, where p0 has any."""
+        raise NotImplementedError
+
+    def fill(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n starts to fill a buffer with."""
+        return self.sample(n, generator)
+
+    def draw(
+        self, real: Tensor, rng: torch.Generator | None = None, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As many starts as real images (B, ...), on their device, and where they live (here: nowhere, None).
+
+        Args:
+            rng: on the CPU, for choices.   noise: on the device, for whatever is dense.
+        """
+        return upload(self.sample(len(real), rng), real.device), None
+
+    def keep(self, index: Tensor | None, x: Tensor) -> None:
+        """The chains of `draw` ended at x (B, ...)."""
+
+
+class Uniform(Start):
+    """p0(x) = U[low, high]^(C x H x W), JEM's uninformative start. Noise has no class."""
 
     def __init__(self, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0):
         self.shape, self.low, self.high = tuple(shape), low, high
 
-    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """n starts (n, *shape); y is ignored: noise has no class."""
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         return torch.rand(n, *self.shape, generator=generator) * (self.high - self.low) + self.low
 
 
-class ClassGaussians:
+class ClassGaussians(Start):
     """p0(x) = sum_y pi_y N(mu_y, Sigma_y), the informative start (JEM++ Eq. 14).
 
     mu (C, D) and factor (C, D, D), the lower Cholesky factor of Sigma_y + ridge I (the official code's
@@ -56,11 +89,10 @@ class ClassGaussians:
             factors.append(torch.linalg.cholesky(centred.T @ centred / len(own) + eye).float())
         return cls(torch.stack(mus).float(), torch.stack(factors), (counts / counts.sum()).float(), x.shape[1:], low, high)
 
-    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """n starts (n, C, H, W), clamped to the image range as the official code does, on mu's device.
 
-        y (n,): the classes, on the CPU; left out, y ~ pi. Random numbers come from a CPU generator, so that
-        a seed means the same on every device; one product per class present, no wait for the device.
+        y (n,): the classes, on the CPU; left out, y ~ pi. One product per class present, no wait for the device.
         """
         if y is None:
             y = torch.multinomial(self.prior.cpu(), n, replacement=True, generator=generator)
@@ -71,75 +103,185 @@ class ClassGaussians:
             x[rows] = self.mu[c] + z[rows] @ self.factor[c].T
         return x.clamp_(self.low, self.high).view(n, *self.shape)
 
+    def fill(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Equally many of each class, as the official code fills its buffer; a remainder is drawn from p0 freely."""
+        y = torch.arange(len(self.prior)).repeat_interleave(n // len(self.prior))
+        even = self.sample(len(y), generator, y)
+        return torch.cat([even, self.sample(n - len(y), generator)]) if n > len(y) else even
+
     def to(self, device) -> ClassGaussians:
         """A copy on another device (the same object's tensors where nothing moves)."""
         return ClassGaussians(self.mu.to(device), self.factor.to(device), self.prior, self.shape, self.low, self.high)
 
     def state_dict(self) -> dict:
-        return {
-            "mu": self.mu,
-            "factor": self.factor,
-            "prior": self.prior,
-            "shape": list(self.shape),
-            "low": self.low,
-            "high": self.high,
-        }
+        own = {"mu": self.mu, "factor": self.factor, "prior": self.prior}
+        return {**own, "shape": list(self.shape), "low": self.low, "high": self.high}
 
     @classmethod
     def from_state(cls, s: dict) -> ClassGaussians:
         return cls(s["mu"], s["factor"], s["prior"], tuple(s["shape"]), s["low"], s["high"])
 
 
-class Images:
-    """p0 of AT-EBM: real out-of-distribution images (Algorithm 1, line 2), float (n, C, H, W), on any device."""
-
-    def __init__(self, images: Tensor):
-        if images.dim() != 4 or not len(images):
-            raise ValueError(f"p0 images of shape {tuple(images.shape)}: expected (n, C, H, W) with n >= 1")
-        self.images, self.shape = images, tuple(images.shape[1:])
-
-    def draw(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """n images at random, with replacement; y is ignored. The generator is a CPU one."""
-        return self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]
-
-
-class ReplayBuffer:
-    """`images` (|B|, C, H, W): the last state of each chain. Its content is part of a checkpoint.
+class Images(Start):
+    """p0 of AT-EBM: real out-of-distribution images (Algorithm 1, line 2), float (n, C, H, W), on any device.
 
     Args:
-        images: the first filling, usually drawn from p0.
+        augment: how each batch of them is changed (lib.parts.augmentations); None: as they are.   low: of their range.
     """
 
-    def __init__(self, images: Tensor):
-        self.images = images
+    def __init__(self, images: Tensor, augment: Callable | None = None, low: float = -1.0):
+        if images.dim() != 4 or not len(images):
+            raise ValueError(f"p0 images of shape {tuple(images.shape)}: expected (n, C, H, W) with n >= 1")
+        self.images, self.augment, self.low, self.shape = images, augment, low, tuple(images.shape[1:])
+
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n images at random, with replacement, as they are."""
+        return self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]
+
+    def draw(self, real, rng=None, noise=None):
+        x, index = super().draw(real, rng, noise)
+        return self.augment(x, noise, self.low) if self.augment else x, index
+
+
+class Data(Start):
+    """Contrastive divergence (Hinton 2002): each chain starts at a data point of this very batch.
+
+    Args:
+        images: the training images, uint8 (n, C, H, W) or float (n, ...), of which a buffer is filled.   low: of their range.
+    """
+
+    def __init__(self, images: Tensor, low: float = -1.0):
+        self.images, self.low, self.shape = images, low, tuple(images.shape[1:])
+
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """n training images at random, with replacement."""
+        x = self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]
+        return to_range(x, self.low) if x.dtype == torch.uint8 else x
+
+    def draw(self, real, rng=None, noise=None):
+        return real.detach(), None
+
+
+class ReplayBuffer(Start):
+    """Chains that go on from update to update, on the device (IGEBM, JEM; JEM++ Algorithm 2 lines 3 and 6). Its content is
+    part of a checkpoint.
+
+    Args:
+        images: (|B|, ...), the last state of each chain; the first filling usually comes from p0: see `filled`.
+        fresh: p0, where a chain that is drawn begins anew with probability reinit. 0: persistent contrastive divergence
+        (Tieleman 2008).
+    """
+
+    def __init__(self, images: Tensor, fresh: Start, reinit: float):
+        self.images, self.fresh, self.reinit = images, fresh, reinit
 
     @classmethod
-    def filled(cls, size: int, start, generator: torch.Generator | None = None, device="cpu"):
-        """A buffer of `size` draws from p0, equally many of each class where p0 has classes (as the
-        official code fills it); a remainder is drawn from p0 freely."""
-        classes = len(getattr(start, "prior", ())) or 1
-        y = torch.arange(classes).repeat_interleave(size // classes)
-        even = start.draw(len(y), generator, y=y)
-        rest = start.draw(size - len(y), generator) if size > len(y) else even[:0]
-        return cls(torch.cat([even, rest]).to(device))
+    def filled(cls, size: int, fresh: Start, reinit: float, generator: torch.Generator | None = None, device="cpu"):
+        """A buffer of `size` draws from p0, equally many of each class where p0 has classes."""
+        return cls(fresh.fill(size, generator).to(device), fresh, reinit)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(self, n: int, start, reinit: float, generator: torch.Generator | None = None):
-        """n chain starts: from the buffer with probability 1 - reinit, else fresh from p0.
+    def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        return self.fresh.sample(n, generator, y)
 
-        Only the reinitialised ones are drawn. Indices come from a CPU generator, and no copy waits for the device.
-        Returns: x0 (n, C, H, W), and where they live, index (n,), for `put`.
+    def draw(self, real, rng=None, noise=None):
+        """B chain starts: from the buffer with probability 1 - reinit, else fresh from p0.
+
+        Only the fresh ones are drawn. Indices come from the CPU, and no copy waits for the device.
+        Returns: x0 (B, ...), and where they live, index (B,), for `keep`.
         """
-        index = torch.randint(len(self), (n,), generator=generator)
-        fresh = torch.nonzero(torch.rand(n, generator=generator) < reinit).flatten()
+        index = torch.randint(len(self), (len(real),), generator=rng)
+        fresh = torch.nonzero(torch.rand(len(real), generator=rng) < self.reinit).flatten()
         index_on_device = upload(index, self.images.device)
         x = self.images[index_on_device]
         if len(fresh):
-            x[upload(fresh, x.device)] = upload(start.draw(len(fresh), generator), x.device)
+            where = upload(fresh, x.device)
+            x[where] = self.fresh.draw(real[where], rng, noise)[0]
         return x, index_on_device
 
-    def put(self, index: Tensor, x: Tensor) -> None:
-        """Write the chains' last states back. index (n,), x (n, C, H, W)."""
+    def keep(self, index, x):
+        """Write the chains' last states back. index (B,), x (B, ...)."""
         self.images[index] = x.detach()
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+class TrainingSet(Protocol):
+    """What a start is built from (lib.data.Split)."""
+
+    x_train: Tensor
+    gaussians: ClassGaussians | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def title(self) -> str: ...
+
+
+class Buffer(Cell):
+    size: Count  # |B|
+    reinit: Share  # rho: the share of chains that begin anew
+
+
+class _Cell(Cell):
+    buffer: Buffer | None = None  # None: every chain is a fresh one
+
+    def build(self, split: TrainingSet, low: float, device="cpu", others: Callable[[], Tensor] | None = None) -> Start:
+        """p0 for images of `split`, in [low, 1]. others: gives the images of another kind, uint8 (n, C, H, W)."""
+        raise NotImplementedError
+
+
+class UniformNoise(_Cell):
+    kind: Literal["uniform"] = "uniform"
+
+    def build(self, split, low, device="cpu", others=None):
+        return Uniform(split.shape, low)
+
+
+class Gaussians(_Cell):
+    """Of each class, fitted to the training data by the data stage."""
+
+    kind: Literal["gaussians"] = "gaussians"
+
+    def build(self, split, low, device="cpu", others=None):
+        """Raises: ConfigError where none were fitted, or for another range."""
+        if split.gaussians is None:
+            raise ConfigError(
+                f"start kind gaussians, but {split.title} has none fitted: set gaussians: true for it in scales.<profile>.data, "
+                "or another start"
+            )
+        g = split.gaussians
+        if g.low != low:  # fitted in [-1, 1]: x -> (x - low') (1 - low) / (1 - low') + low
+            s = (1 - low) / (1 - g.low)
+            g = ClassGaussians((g.mu - g.low) * s + low, g.factor * s, g.prior, g.shape, low, 1.0)
+        return g.to(device)
+
+
+class OtherImages(_Cell):
+    kind: Literal["images"] = "images"
+    of: dict[str, Share]  # source -> share; noise, leaves, discs, or a role
+    images: Count  # how many there are
+    augment: Augmentation | None = None  # each batch of them; None: as they are
+
+    @model_validator(mode="after")
+    def _adds_up(self):
+        if abs(sum(self.of.values()) - 1) > 1e-6:
+            raise ValueError(f"of: the shares {self.of} add up to {sum(self.of.values()):g}; expected 1")
+        return self
+
+    def build(self, split, low, device="cpu", others=None):
+        return Images(to_range(others(), low).to(device), self.augment, low)
+
+
+class DataPoints(_Cell):
+    """Contrastive divergence: chains start at the data; with a buffer that begins none anew, persistent."""
+
+    kind: Literal["data"] = "data"
+
+    def build(self, split, low, device="cpu", others=None):
+        return Data(split.x_train.to(device), low)
+
+
+Starts = Annotated[UniformNoise | Gaussians | OtherImages | DataPoints, Field(discriminator="kind")]
