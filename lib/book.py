@@ -1,8 +1,8 @@
-"""The notebooks' side: load runs, record figures and tables under their ids, run notebooks, keep the register.
+"""The notebooks' side: load runs, record figures and tables under their ids, run notebooks, write them as pages.
 
     python -m lib.book run 05_jempp_results      execute a notebook (papermill) into results/<profile>/05_jempp_results/
     python -m lib.book register                  merge what they recorded into results/<profile>/artefacts.json
-    python -m lib.book coverage                  which of them each profile produces, as the README's table
+    python -m lib.book coverage                  which of them each profile produces, as a table
     python -m lib.book html                      the notebooks, as saved, as pages in results/book/ that link to each other
 
 A notebook's folder holds its executed copy, its figures (<id>.png), its tables (<id>.csv and <id>.md) and
@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import torch
 
 from lib import ROOT, data, files, papers, params
+from lib.papers import register
 from lib.training.provenance import commit
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -92,7 +93,8 @@ class Book:
 
     # ------------------------------------------------------------------------------------- what the notebook shows
     def figure(self, id: str, fig, runs=(), dataset: str = "", stand_in: str = ""):
-        """Save a figure under its id and register it; returns the figure, so that the cell shows it.
+        """Save a figure under its id and register it; returns the figure, so that the cell shows it, and the papers'
+        notes on it below.
 
         dataset: what it is shown on; left out, the data of its runs. stand_in: why these are not the published data, said
         in every profile but `paper`."""
@@ -105,7 +107,8 @@ class Book:
         return fig
 
     def table(self, id: str, frame, runs=(), dataset: str = "", stand_in: str = "", digits: int = 2):
-        """Save a table as CSV (full precision) and Markdown under its id; returns the rounded frame to display."""
+        """Save a table as CSV (full precision) and Markdown under its id; returns the rounded frame to display. The cell
+        shows the papers' notes on it below."""
         path = self.folder / f"{id}.csv"
         files.write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         shown = frame.map(lambda v: round(v, digits) if isinstance(v, float) else v).astype(object)
@@ -144,6 +147,7 @@ class Book:
             entry["stand_in"] = stand_in
         self.recorded[id] = entry
         files.write_json(self.folder / "recorded.json", self.recorded)
+        _show_below(notes(id))
 
     def _datasets(self, runs) -> str:
         """Titles of the data sets that runs were trained on, each once."""
@@ -176,6 +180,28 @@ def published(id: str, **columns):
     frame = pd.DataFrame(p.rows, columns=p.columns)
     frame["source"] = f"{p.source}, {p.dataset}"
     return frame.rename(columns=columns)
+
+
+def notes(id: str) -> str:
+    """What a reader of this figure or table must know of the papers, with the place of each: a list, Markdown."""
+    escaped = ((n.place, re.sub(r"([*_\\])", r"\\\1", n.text)) for n in papers.ARTEFACTS[id].notes)
+    return "\n".join(f"- *{place}:* {text}" for place, text in escaped)
+
+
+def _show_below(text: str) -> None:
+    """Show Markdown under the output of the running cell: a cell shows its last value when all of it has run."""
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+
+    shell = get_ipython()
+    if not text or shell is None:
+        return
+
+    def show(*_):
+        shell.events.unregister("post_run_cell", show)
+        display(Markdown(text))
+
+    shell.events.register("post_run_cell", show)
 
 
 def inception_columns(section: dict, protocol: str = "") -> dict[str, float]:
@@ -239,79 +265,6 @@ def _tidy(nb) -> None:
             cell.metadata.pop("tags")
 
 
-def register(profile: str | None = None) -> dict:
-    """Merge every notebook's recorded.json into results/<profile>/artefacts.json, with a reason for each id that
-    is not there."""
-    profile = params.profile(profile)
-    folder = ROOT / "results" / profile
-    files.writable(folder)
-    found = {}
-    for path in sorted(folder.glob("*/recorded.json")):
-        again = f"python -m lib.book run {path.parent.name} --profile {profile}"
-        found |= files.read_json(path, f"run its notebook again: {again}")
-    notebooks = {p.stem[:2]: p.stem for p in NOTEBOOKS.glob("*.ipynb")}
-    merged = {}
-    for id, about in papers.ARTEFACTS.items():
-        reason = f"not yet: it belongs to notebook {about.notebook}, which is " + (
-            "there without it" if about.notebook in notebooks else "still to be written"
-        )
-        merged[id] = found.get(id) or {
-            "paper": about.paper,
-            "title": about.title,
-            "kind": about.kind,
-            "notebook": about.notebook,
-            "missing": reason,
-        }
-    files.write_json(folder / "artefacts.json", merged)
-    return merged
-
-
-# the roles of data that artefacts are shown on, where these are not the primary one alone
-ROLES = {
-    **dict.fromkeys(("jempp-table3", "jempp-fig4", "jempp-supp-fig1", "jempp-supp-fig6"), ("second", "third")),
-    **dict.fromkeys(("jempp-supp-fig5", "sada-table2"), ("third",)),
-    "sada-fig2": ("primary", "third"),
-    "at-fig2": ("primary", "faces"),
-    "at-fig6": ("primary", "faces", "cats", "church"),
-    "at-table3": ("faces", "cats", "church"),
-    **dict.fromkeys(("at-fig7", "at-supp-compose"), ("faces", "cats")),
-    **dict.fromkeys(("jempp-supp-table1", "sada-table7", "at-fig1", "at-table1"), ()),
-}
-
-
-def coverage() -> str:
-    """Which figures and tables each profile produces, and on which data, by params.yaml: the README's table, Markdown.
-    Where none of an artefact's roles has data, the profile shows a stand-in, which says so itself."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for id in papers.ARTEFACTS:
-        groups.setdefault(ROLES.get(id, ("primary",)), []).append(id)
-    rows = [["figures and tables", *(f"`{p}`" for p in params.PROFILES)], ["---"] * (1 + len(params.PROFILES))]
-    for roles, ids in groups.items():
-        without = "a stand-in" if roles else "needs no data"
-        rows.append([f"{len(ids)}: {_ids(ids)}", *(_data_of(p, roles) or without for p in params.PROFILES)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _data_of(profile: str, roles) -> str:
-    """The data sets that play these roles, e.g. 'MNIST 16×16; Fashion-MNIST 16×16 (Boot, Bag)'."""
-    found: dict[tuple[str, bool], list[str]] = {}  # title, whether of some classes alone -> these
-    for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
-        if p:
-            classes = found.setdefault((f"{data.TITLES[p.name]} {p.size}×{p.size}", bool(p.classes)), [])
-            classes += [data.CLASSES[p.name][c] for c in p.classes]
-    return "; ".join(title + f" ({', '.join(classes)})" * some for (title, some), classes in found.items())
-
-
-def _ids(ids: list[str]) -> str:
-    """Ids in a row, each paper's prefix once: `jempp-fig1`, `-fig2`, `sada-fig1`."""
-    out, before = [], None
-    for id in ids:
-        paper, label = id.split("-", 1)
-        out.append(f"`{id}`" if paper != before else f"`-{label}`")
-        before = paper
-    return ", ".join(out)
-
-
 def pages(folder: Path | None = None) -> list[Path]:
     """The notebooks, as saved, as HTML pages in `folder` (results/book/), whose links lead to each other.
     Raises: DataError for a link that leads nowhere."""
@@ -357,11 +310,11 @@ def main() -> None:
     if args.what == "run":
         print(run_notebook(args.name, args.profile).relative_to(ROOT))
     elif args.what == "coverage":
-        print(coverage())
+        print(register.coverage())
     elif args.what == "html":
         print(pages()[0].relative_to(ROOT).as_posix())
     else:
-        merged = register(args.profile)
+        merged = register.merge(args.profile)
         print(f"{sum('files' in a for a in merged.values())} of {len(merged)} artefacts are there")
 
 

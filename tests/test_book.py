@@ -2,21 +2,25 @@
 
 import math
 import re
+import textwrap
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import nbclient
 import nbformat
 import pandas as pd
 import pytest
 import torch
 
 from lib import book, data, evaluate, params, train
+from lib.papers import register
 
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
     """Profile -> a Book that writes under tmp_path; its data sets are called as their roles."""
-    monkeypatch.setattr(book, "ROOT", tmp_path)
+    for module in (book, register):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(book.Book, "split", lambda self, role="primary": SimpleNamespace(title=role))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     with plt.rc_context():
@@ -114,7 +118,7 @@ def test_a_curve_that_is_none_is_named(at_home, tmp_path, monkeypatch, text, say
 
 def test_a_torn_record_stops_the_register_which_stays(at_home, tmp_path, monkeypatch):
     at_home("smoke").figure("jempp-fig3", plt.figure(), dataset="x")
-    before = book.register("smoke")
+    before = register.merge("smoke")
     path = tmp_path / "results" / "smoke" / "artefacts.json"
     whole = path.read_bytes()
     assert "files" in before["jempp-fig3"]
@@ -199,3 +203,31 @@ def test_without_snapshots_the_end_stands_alone(at_home, monkeypatch, end, colum
         assert set(b.snapshots("at")) == columns and b.snapshots("at")["iteration"].tolist() == [0]
     monkeypatch.setattr(b, "metrics", lambda run: {"seeds": [{"iterations": 6, **end, "snapshots": kept}]})
     assert b.snapshots("at").to_dict("records") == kept
+
+
+def test_the_papers_notes_stand_below_what_they_are_about(tmp_path, monkeypatch):
+    """Under the table or the figure, each time that its cell is run; where no paper has a note, nothing is added."""
+    monkeypatch.setenv("PYTHONPATH", str(book.ROOT))  # the kernel's lib is this one
+    first = f"""
+        import matplotlib.pyplot as plt, pandas as pd
+        from pathlib import Path
+        from lib import book
+        book.ROOT, frame = Path({str(tmp_path)!r}), pd.DataFrame({{"model": ["JEM"]}})
+        b = book.Book("05_jempp_results", "smoke")"""
+    cells = {
+        'b.table("jempp-table2", frame, dataset="x").set_caption("Ours")': "jempp-table2",
+        'b.table("jempp-table2", frame, dataset="x")': "jempp-table2",
+        'b.figure("sada-fig4", plt.figure(figsize=(1, 1)), dataset="x")': "sada-fig4",
+        'b.table("jempp-supp-fig1", frame, dataset="x")': "jempp-supp-fig1",
+    }
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (textwrap.dedent(first), *cells)])
+    nbclient.NotebookClient(nb, kernel_name="python3", resources={"metadata": {"path": str(book.NOTEBOOKS)}}).execute()
+    for cell, id in zip(nb.cells[1:], cells.values(), strict=True):
+        value, *below = cell.outputs
+        assert value.output_type == "execute_result" and "text/markdown" not in value.data
+        assert [o.data["text/markdown"] for o in below] == [book.notes(id)] * bool(book.notes(id))
+    assert book.notes("jempp-table2") and book.notes("sada-fig4") and not book.notes("jempp-supp-fig1")
+
+
+def test_letters_that_markdown_would_take_for_its_own_are_escaped():
+    assert "E\\_p[.]" in book.notes("at-table1") and "pT\\* is" in book.notes("at-table1")

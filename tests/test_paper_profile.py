@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from lib import ROOT, book, cards, data, papers, params
+from lib.papers import register as registered
 
 SKIP = shutil.ignore_patterns(
     ".git", ".venv", ".dvc", "artifacts", "scratch", "results", "raw", "__pycache__", "*.egg-info", ".pytest_cache"
@@ -105,11 +106,11 @@ def test_every_application_is_measured(trained, run):
 
 
 def test_the_table_of_what_each_profile_shows_has_every_artefact_once():
-    table, readme = book.coverage(), (ROOT / "README.md").read_text(encoding="utf-8")
+    table, readme = registered.coverage(), (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
     assert sum(int(row[0].split(":")[0]) for row in rows) == len(papers.ARTEFACTS)
     assert sum(row[0].count("`") for row in rows) == 2 * len(papers.ARTEFACTS)
-    assert all(len(row) == 1 + len(params.PROFILES) for row in rows) and set(book.ROLES) <= set(papers.ARTEFACTS)
+    assert all(len(row) == 1 + len(params.PROFILES) for row in rows)
     assert ["a stand-in"] * 3 + ["CIFAR-100 32×32"] in [row[1:] for row in rows]
     assert "| figures and tables |" not in readme or table in readme, "python -m lib.book coverage"
 
@@ -130,7 +131,7 @@ def test_the_register_has_files_or_a_reason_for_every_artefact(shown):
         assert "stand_in" not in entry, f"{id}: the paper profile has the published data"
         for file in entry.get("files", ()):
             assert (shown / file).stat().st_size > 0, f"{id}: {file}"
-        for role in book.ROLES.get(id, ("primary",)):
+        for role in papers.ARTEFACTS[id].data:
             assert data.TITLES[params.data("paper", role).name] in entry["dataset"], f"{id}: {entry['dataset']}"
     assert not [id for id, entry in register.items() if "missing" in entry]
     assert {p.stem for p in (shown / "results" / "paper" / "models").glob("*.md")} == set(cards.main_runs())

@@ -1,7 +1,13 @@
 """The register is complete, well formed, and says what the papers print."""
 
+import json
+import re
+import tomllib
+from collections import Counter
+
 import pytest
 
+from lib import ROOT, book, data, papers, params
 from lib.papers import ARTEFACTS, PAPERS, PUBLISHED, published
 
 IDS = {
@@ -112,7 +118,8 @@ def test_every_artefact_is_well_formed():
     for a in ARTEFACTS.values():
         assert a.notebook in notebooks, a
         assert a.title[:1].isupper() and not a.title.endswith("."), a
-        assert a.stand_in == "" or a.stand_in.endswith("."), a
+        assert re.match(r"\d|supplement \d|appendix [A-E]", a.section), a
+        assert set(a.data) <= set(params.scale("paper")["data"]), a
         is_table = ("table" in a.id and a.id not in HISTOGRAMS) or a.id == "at-supp-efficiency"
         assert a.kind == ("table" if is_table else "figure"), a
     assert {a.notebook for a in ARTEFACTS.values()} == notebooks
@@ -127,7 +134,6 @@ def test_the_tables_with_numbers_are_all_there_and_belong_to_an_artefact():
     assert set(PUBLISHED) == set(WITH_NUMBERS)
     assert set(PUBLISHED) <= set(ARTEFACTS)
     for id, p in PUBLISHED.items():
-        assert p.id == id
         assert p.source.startswith(ARTEFACTS[id].paper), p.source
 
 
@@ -292,3 +298,102 @@ def test_published_names_the_id_and_what_there_is():
         published("jempp-fig1")
     with pytest.raises(KeyError, match="jempp-table9.*no paper has that id"):
         published("jempp-table9")
+
+
+def test_every_known_difference_is_told_in_a_note():
+    """Beside the first table or the second; but for a number that is the other one, rounded."""
+    told = {id: set(map(float, re.findall(r"\.?\d[\d.]*(?<!\.)", book.notes(id)))) for id in PUBLISHED}
+    for (here, there, row, column), (first, second) in DIFFER.items():
+        if abs(first - second) > 0.05 or column == "IS":
+            assert second in told[here] or first in told[there], (here, there, row, column)
+
+
+SHOWS = re.compile(r"""\bbook\.(?:figure|table)\(\s*["']([\w.-]+)["']""")
+
+
+def test_every_note_is_shown_by_one_notebook_exactly_once():
+    """Book.figure and Book.table show the notes below: each id is shown once, in the notebook that it belongs to."""
+    shown = Counter()
+    for path in sorted(book.NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        shown.update((path.stem[:2], id) for id in SHOWS.findall(source))
+    with_notes = {(a.notebook, id) for id, a in ARTEFACTS.items() if a.notes}
+    assert len(with_notes) > 15 and {id: shown[id] for id in with_notes} == dict.fromkeys(with_notes, 1)
+    texts = [(n.place, n.text) for a in ARTEFACTS.values() for n in a.notes]
+    assert len(texts) == len(set(texts)), "a note that stands below two tables is shown twice"
+
+
+def test_notes_are_one_line_each_with_their_place():
+    for id, about in ARTEFACTS.items():
+        lines = book.notes(id).splitlines()
+        assert len(lines) == len(about.notes)
+        assert all(re.fullmatch(r"- \*(JEM\+\+|SADA-JEM|AT-EBM) .+:\* [A-Z].+\.", line) for line in lines), lines
+
+
+BROKEN = [  # what stands in at.yaml, what is put there, what the error says
+    ("kind: figure", "kind: picture", "artefacts.at-fig1.kind: Input should be 'figure' or 'table'; got 'picture'"),
+    ("    kind: figure\n", "", "artefacts.at-fig1.kind: missing; add it"),
+    ("    title: Cont", "    tilte: Cont", "artefacts.at-fig1.tilte: unknown key"),
+    ("    kind: figure\n", "    kind: figure\n    kind: table\n", 'is not YAML .*duplicate key "kind"'),
+    ("  at-fig2:", "  at-fig1:", 'is not YAML .*duplicate key "at-fig1"'),
+    ("  at-fig1:", "  sada-fig1:", "artefacts.sada-fig1: expected an id that begins with at-"),
+    (
+        "[Ours, AT, 9.10, 13.21]",
+        "[Ours, AT, 9.10]",
+        "at-table2.published: rows.0 has 3 cells; expected 4, one for each column",
+    ),
+    (
+        "[Ours, AT, 9.10, 13.21]",
+        "[Ours, AT, [9.10], 13.21]",
+        "rows.0.2: expected a number, a text, true, false or null; got",
+    ),
+    ("data: []", "data: primary", "artefacts.at-fig1.data: expected a list; got 'primary'"),
+    ('notebook: "10"', "notebook: 10", "artefacts.at-fig1.notebook: Input should be a valid string; got 10"),
+    ("text: AUC in per cent.", "text:", "artefacts.at-table4.notes.0.text: Input should be a valid string; got None"),
+    ("claims: []\n", "", "claims: missing; add it"),
+    ("name: AT-EBM", "name: [", "is not YAML"),
+]
+
+
+@pytest.mark.parametrize("old, new, says", BROKEN)
+def test_a_broken_file_is_named_with_the_key_and_what_was_expected(tmp_path, old, new, says):
+    text = (papers.FOLDER / "at.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "at.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(data.DataError, match=f"at.yaml.*{says}.*: mend it, or git checkout at.yaml$") as caught:
+        papers.read(tmp_path / "at.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, says", [(None, "missing"), (b"", "no section"), (b"- 1", "no section"), (b"\xff", "UTF-8")]
+)
+def test_a_file_that_is_none_is_named(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "at.yaml").write_bytes(content)
+    with pytest.raises(data.DataError, match=rf"at\.yaml .*{says}"):
+        papers.read(tmp_path / "at.yaml")
+
+
+def test_claims_and_settings_have_their_place_beside_the_tables(tmp_path):
+    text = (papers.FOLDER / "at.yaml").read_text(encoding="utf-8")
+    rows = {
+        "claims": "[{section: '4.4', claim: A larger K is better., runs: [a, b], measure: fd_clf, verdict: falls}]",
+        "settings": "[{name: rate, text: 1.0e-4, code: null, file: train.py, line: 3}, {name: K, text: 25, code: 40}]",
+    }
+    for key, value in rows.items():
+        text = text.replace(f"{key}: []", f"{key}: {value}")
+    (tmp_path / "at.yaml").write_text(text, encoding="utf-8")
+    read = papers.read(tmp_path / "at.yaml")
+    assert read.claims[0].runs == ("a", "b") and read.claims[0].verdict == "falls"
+    assert [(s.text, s.code, s.line) for s in read.settings] == [(1e-4, None, 3), (25, 40, None)]
+    (tmp_path / "at.yaml").write_text(text.replace("measure: fd_clf, ", ""), encoding="utf-8")
+    with pytest.raises(data.DataError, match="at.yaml, claims.0.measure: missing; add it"):
+        papers.read(tmp_path / "at.yaml")
+
+
+def test_the_files_are_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "lib.papers" in project["packages"] and "*.yaml" in project["package-data"]["lib.papers"]
+    assert {p.stem for p in papers.FOLDER.glob("*.yaml")} == set(papers.NAMES) == set(PAPERS)
