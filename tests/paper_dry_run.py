@@ -29,6 +29,7 @@ from test_sources import write_cifar, write_imagenet32, write_svhn
 
 from lib import ROOT, applications, book, cards, evaluate, params, sources, train, vision
 from lib.measures import inception
+from lib.papers import register
 
 PUBLISHED = ("softmax", "jem", "jempp-m10", "sada-k10", "at", "at-faces")  # one run a method
 FOLDERS = {
@@ -181,7 +182,7 @@ def main(words: list[str]) -> None:
         if wrong:
             sys.exit("\n\n".join(wrong))
     if "register" in words:
-        book.register("paper")
+        register.merge("paper")
         cards.write("paper", cards.main_runs())
 
 
