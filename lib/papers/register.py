@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lib import ROOT, data, files, papers, params
+from lib.papers.schema import Artefact
 
 
 def merge(profile: str | None = None) -> dict:
@@ -11,7 +12,7 @@ def merge(profile: str | None = None) -> dict:
     profile = params.profile(profile)
     folder = ROOT / "results" / profile
     files.writable(folder)
-    found = {}
+    found: dict[str, dict] = {}
     for path in sorted(folder.glob("*/recorded.json")):
         again = f"python -m lib.book run {path.parent.name} --profile {profile}"
         found |= files.read_json(path, f"run its notebook again: {again}")
@@ -21,7 +22,7 @@ def merge(profile: str | None = None) -> dict:
     return merged
 
 
-def _missing(about: papers.Artefact, notebooks: set[str]) -> dict:
+def _missing(about: Artefact, notebooks: set[str]) -> dict:
     there = "there without it" if about.notebook in notebooks else "still to be written"
     return {
         "paper": about.paper,
