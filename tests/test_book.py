@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import book, data, evaluate, params, train
+from lib import book, data, evaluate, params
 from lib.papers import register
+from lib.training import loop
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_damaged_result_says_what_makes_it_again(at_home, tmp_path):
 )
 def test_a_curve_that_is_none_is_named(at_home, tmp_path, monkeypatch, text, says):
     (tmp_path / "curve.csv").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path, run=params.run("softmax", "smoke")))
     with pytest.raises(data.DataError, match=f"curve.csv ({says}).*run `dvc repro train@jem`"):
         at_home("smoke").curve("jem")
 
@@ -179,8 +180,9 @@ def test_a_notebook_is_put_back_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_run_that_diverged_before_its_first_row_stops_no_notebook(at_home, tmp_path, monkeypatch):
     b = at_home("smoke")
-    monkeypatch.setattr(book.Book, "run", lambda self, run, seed=None: SimpleNamespace(folder=tmp_path))
-    header = ",".join(train.COLUMNS) + "\n"
+    jem = params.run("jem", "smoke")
+    monkeypatch.setattr(book.Book, "run", lambda self, run, seed=None: SimpleNamespace(folder=tmp_path, run=jem))
+    header = ",".join(loop.columns(jem)) + "\n"
     (tmp_path / "curve.csv").write_text(header, encoding="utf-8")
     curve = b.curve("jem")
     assert len(curve) == 0 and math.isnan(b.last(curve["loss"])) and math.isnan((curve["loss"] - curve["iteration"]).mean())
