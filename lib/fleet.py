@@ -273,8 +273,8 @@ def table(every: list[Job]) -> str:
                 *("yes" if p.exists() and p not in waiting else "-" for p in paths),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _by_run(every: list[Job]) -> dict[str, list[Job]]:

@@ -54,7 +54,7 @@ def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
 def _gather(paths: Iterable[Path], root: Path, whole: Path, room: int) -> tuple[dict[str, int], list[str]]:
     """Write one archive of at most `room` bytes; returns what it holds (name -> bytes), and what did not fit."""
     held, left_out = {}, []
-    with open(whole, "wb") as out:
+    with whole.open("wb") as out:
         for path in paths:
             inside, n = path.relative_to(root).as_posix(), path.stat().st_size
             member = _member(path, inside) if n <= room else b""  # weights hardly shrink: no use to try
@@ -77,7 +77,7 @@ def _member(path: Path, inside: str) -> bytes:
 def _cut(whole: Path, stem: Path, size: int) -> list[dict]:
     """The parts of a file; those of an earlier pack are removed."""
     parts = []
-    with open(whole, "rb") as f:
+    with whole.open("rb") as f:
         while piece := f.read(size):
             path = stem.with_name(f"{stem.name}{len(parts):02d}")
             files.write_bytes(path, piece)
@@ -104,7 +104,7 @@ def unpack(
                 _check(e, manifest, inside)
             entries = [e for e in entries if not keep(e.name)]
             for e in sorted(entries, key=lambda e: e.name.endswith("/provenance.json")):
-                with files.whole(root / e.name) as part, open(part, "wb") as f:
+                with files.whole(root / e.name) as part, part.open("wb") as f:
                     shutil.copyfileobj(tar.extractfile(e), f)
                 os.utime(root / e.name, (e.mtime, e.mtime))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:

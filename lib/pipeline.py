@@ -81,7 +81,7 @@ def _control(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ a stage's command
 def execute(command: str, log: Path) -> None:
     """Run a command in this process if it is `python -m MODULE ...`, else in a shell; its output goes to `log`."""
-    with open(log, "w", encoding="utf-8") as out:
+    with log.open("w", encoding="utf-8") as out:
         for stream in (1, 2):
             os.dup2(out.fileno(), stream)
     os.environ["COLUMNS"] = "100"
@@ -300,9 +300,8 @@ def summary(seconds: dict[str, float]) -> str:
     lines = []
     for kind, those in kinds.items():
         longest = max(those, key=those.get)
-        lines.append(
-            f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all, longest {those[longest]:5.0f} s ({longest})"
-        )
+        count = f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all"
+        lines.append(f"{count}, longest {those[longest]:5.0f} s ({longest})")
     return "\n".join(lines)
 
 

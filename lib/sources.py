@@ -152,7 +152,7 @@ def _mnist_family(name: str, kind, raw: Path) -> tuple[np.ndarray, ...] | None:
     paths = [raw / file.removesuffix(".gz") for file in packed]
     arrays = tuple(_idx(path, path.read_bytes(), "remove it, and it is fetched again", name) for path in paths)
     if name == "mnist":  # we know of no checksums of what MNIST's files hold
-        for x, y, path, counts, mean in zip(arrays[::2], arrays[1::2], paths[::2], MNIST_DIGITS, MNIST_MEANS):
+        for x, y, path, counts, mean in zip(arrays[::2], arrays[1::2], paths[::2], MNIST_DIGITS, MNIST_MEANS, strict=True):
             same = x.shape == (sum(counts), 28, 28) and y.shape == (sum(counts),) and tuple(np.bincount(y)) == counts
             if not same or abs(x.mean() / 255 - mean) > 1e-3:
                 raise DataError(
@@ -242,8 +242,8 @@ def imagenet32(folder: Path | None = None, train: int | None = None, test: int |
             f"gives them out), {ELSEWHERE}"
         )
     share = [None if train is None else train * (i + 1) // 10 - train * i // 10 for i in range(10)]
-    batches = [_batch(path, n) for path, n in zip(paths, (*share, test))]
-    x, y = (np.concatenate(part) for part in zip(*batches[:-1]))
+    batches = [_batch(path, n) for path, n in zip(paths, (*share, test), strict=True)]
+    x, y = (np.concatenate(part) for part in zip(*batches[:-1], strict=True))
     return x, y, *batches[-1]
 
 
@@ -262,7 +262,7 @@ def _batch(path: Path, wanted: int | None) -> tuple[np.ndarray, np.ndarray]:
         raise MemoryError(f"{path}: out of memory") from e
     except Exception as e:  # a damaged pickle may raise anything
         raise DataError(f"{path} is no readable batch of ImageNet-32 ({type(e).__name__}: {e}): fetch it again") from e
-    fits = x.dtype == np.uint8 and y.size and x.shape == (y.size, 3072) and 1 <= y.min() and y.max() <= 1000
+    fits = x.dtype == np.uint8 and y.size and x.shape == (y.size, 3072) and y.min() >= 1 and y.max() <= 1000
     if not fits:
         raise DataError(
             f"{path} holds {x.dtype} of shape {x.shape} and {y.size} labels: expected uint8 (n, 3072) and n "
@@ -312,7 +312,7 @@ def image_folder(
         )
     tests = found[9::10] or found[-1:]
     parts = [sorted(set(found) - set(tests)), tests]
-    images = [_images([part[i] for i in _some(len(part), n)], size) for part, n in zip(parts, (train, test))]
+    images = [_images([part[i] for i in _some(len(part), n)], size) for part, n in zip(parts, (train, test), strict=True)]
     labels = [np.zeros(len(x), np.int64) for x in images]
     return images[0], labels[0], images[1], labels[1]
 

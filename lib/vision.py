@@ -30,6 +30,8 @@ if not _load_real_operators():
     for _name in ("nms", "qnms"):
         _declared.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import torchvision  # noqa: F401
-from torchvision import datasets, utils  # noqa: F401
-from torchvision.transforms import v2  # noqa: F401
+import torchvision
+from torchvision import datasets, utils
+from torchvision.transforms import v2
+
+__all__ = ["datasets", "torchvision", "utils", "v2"]

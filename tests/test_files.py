@@ -52,7 +52,7 @@ def test_the_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkey
 
 def test_a_disk_that_is_full_under_torchs_hands(tmp_path):
     """torch reports a failed write as RuntimeError; /dev/full fails every one."""
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(OSError, match="a.pt could not be written .*what was there before is intact"):
         with files.whole(tmp_path / "a.pt"):
@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_work(tmp_path):
 def test_a_read_only_folder():
     """As root nothing is read-only: there another user tries."""
     with tempfile.TemporaryDirectory() as outer:
-        os.chmod(outer, 0o755)
+        Path(outer).chmod(0o755)
         folder = Path(outer) / "here"
         folder.mkdir(mode=0o555)
         code = (
@@ -196,7 +196,8 @@ def faults(source: str, writes: bool = True) -> list[str]:
     """Text that is read or written without an encoding; with `writes`, also files that are written past lib.files."""
     tree, safe, found = ast.parse(source), set(), []  # safe: names of what is no file in its place yet
     for name, call in _bound(tree):
-        into_part = _name(call) == "open" and any(getattr(a, "id", "") in safe for a in call.args[:1])
+        opened = [*call.args[:1], getattr(call.func, "value", None)]  # open(part), part.open()
+        into_part = _name(call) == "open" and any(getattr(a, "id", "") in safe for a in opened)
         safe |= {name} if _name(call) in ("BytesIO", "StringIO", "whole") or into_part else set()
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
         name, attribute = _name(call), isinstance(call.func, ast.Attribute)

@@ -365,7 +365,8 @@ def test_a_pack_keeps_to_its_limits_and_takes_the_first_files_first(three, tmp_p
     m = packing.pack(files[:1], root, tmp_path / "p", "x", count=8, megabytes=0.004)
     assert len(m["parts"]) == 1 and len(list((tmp_path / "p").iterdir())) == 2, "the earlier pack is gone"
     whole = gzip.decompress(b"".join((tmp_path / "p" / p["name"]).read_bytes() for p in m["parts"]))
-    assert tarfile.open(fileobj=io.BytesIO(whole)).getnames() == ["artifacts/a"], "an ordinary tar"
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        assert tar.getnames() == ["artifacts/a"], "an ordinary tar"
     with pytest.raises(data.DataError, match="1 files of 16 MB: expected at least 2"):
         packing.pack(files, root, tmp_path / "p", "x", count=1)
 

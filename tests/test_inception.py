@@ -177,7 +177,7 @@ SECTIONS = {
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_protocol_has_its_inception_numbers(measured, name):
-    without, with_ = measured[1][name]
+    _, with_ = measured[1][name]
     for section, n in SECTIONS[name].items():
         some = section in ("confident", "matched")  # a tenth of each class that is predicted, rounded, at least one;
         if some and section not in with_["mean"]:  # fewer than ten in all are not measured

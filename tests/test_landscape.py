@@ -181,7 +181,7 @@ def test_mean_energy_is_the_mean_and_does_not_depend_on_the_batch(rng):
 
 def test_mean_energy_refuses_what_it_cannot_do():
     model, x = networks.WideResNet(10, 1, 10, 1), torch.zeros(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="model.eval()"):
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         landscape.mean_energy(Energy(model.train()), x)()
     with pytest.raises(ValueError, match="to_range"):
         landscape.mean_energy(Energy(model), x.byte())

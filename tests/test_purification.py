@@ -1,5 +1,7 @@
 """The defence and its attacks on energies whose chains and gradients are known, and on small networks."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ def test_purification_lowers_the_energy(network, images):
     x, _ = images
     with torch.no_grad():
         levels = [network(purification.purify(network, x, steps=k, alpha=0.1, noise=0)) for k in (0, 1, 5, 20)]
-    assert all((b < a).all() for a, b in zip(levels, levels[1:]))
+    assert all((b < a).all() for a, b in pairwise(levels))
 
 
 def test_states_stay_in_the_range(network, images):
@@ -167,7 +169,7 @@ def test_eot_agrees_with_finite_differences(points, chains, rng):
     def climbed(x):
         return purification.eot(E, chains=chains, **CHAIN, generator=seeded())(x, y)
 
-    loss, g = climbed(x)
+    _, g = climbed(x)
     for _ in range(5):
         v = torch.randn(x.shape, generator=rng, dtype=x.dtype)
         slope = (climbed(x + h * v)[0] - climbed(x - h * v)[0]) / (2 * h)

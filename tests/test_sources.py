@@ -272,7 +272,7 @@ def write_imagenet32(folder, n=10):
     (folder / "Imagenet32_train").mkdir(parents=True)
     images = [noise(n, seed) for seed in range(11)]
     for i, x in enumerate(images[:10]):
-        entry = {"data": x.reshape(n, 3072), "labels": list(range(1, n)) + [1000], "mean": x.reshape(n, 3072).mean(0)}
+        entry = {"data": x.reshape(n, 3072), "labels": [*range(1, n), 1000], "mean": x.reshape(n, 3072).mean(0)}
         (folder / "Imagenet32_train" / f"train_data_batch_{i + 1}").write_bytes(pickle.dumps(entry, protocol=i % 6))
     np.savez(folder / "val_data.npz", data=images[10].reshape(n, 3072), labels=np.arange(1, n + 1))
     return np.concatenate(images[:10]), images[10]

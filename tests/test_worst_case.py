@@ -1,5 +1,7 @@
 """The worst-case attack against known optima, scipy and plain PGD."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def box_optimum(x, epsilon, low, high):
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0)])
 def test_the_l2_optimum_where_the_range_binds(epsilon, low, high):
     x = images(low=low, high=high)
-    best, s = adaptive_pgd(linear, x, epsilon=epsilon, low=low, high=high, restarts=2, generator=seeded())
+    _, s = adaptive_pgd(linear, x, epsilon=epsilon, low=low, high=high, restarts=2, generator=seeded())
     expected = box_optimum(x, epsilon, low, high)
     assert torch.allclose(s, expected, rtol=0, atol=1e-4) and (s <= expected + 1e-9).all()
     assert (expected < linear(x) + epsilon * W.norm() - 1e-3).sum() > len(x) / 2, "the range binds"
@@ -190,7 +192,7 @@ def test_more_restarts_are_never_weaker(net):
     scores = [score(x).detach()] + [
         adaptive_pgd(score, x, epsilon=1.0, steps=4, restarts=r, generator=seeded())[1] for r in (1, 2, 3, 6)
     ]
-    for fewer, more in zip(scores, scores[1:]):
+    for fewer, more in pairwise(scores):
         assert (more >= fewer).all()
     assert (scores[1] > scores[0]).all() and (scores[-1] > scores[1]).any(), "and some are stronger"
 

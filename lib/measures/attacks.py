@@ -116,7 +116,7 @@ def robust_accuracy(
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected equally many, and at least one")
     hits = torch.zeros(len(epsilons), dtype=torch.float64)
-    for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch))):
+    for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch), strict=True)):
         shares = attacks[by](
             model,
             data.to_range(a.to(device)),

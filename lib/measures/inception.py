@@ -44,7 +44,7 @@ def weights(folder: Path | None = None) -> Path:
             with urllib.request.urlopen(URL, timeout=60) as response, unfinished.open("wb") as f:
                 shutil.copyfileobj(response, f)
             _verify(unfinished)
-            os.replace(unfinished, path)
+            unfinished.replace(path)
         except OSError as e:
             cause = " ".join(str(e).split())[:120]
             raise DataError(

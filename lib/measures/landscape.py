@@ -46,7 +46,7 @@ def restored(model: nn.Module) -> Iterator[list[Tensor]]:
         yield saved  # parameters first
     finally:
         with torch.no_grad():
-            for t, before in zip(live, saved):
+            for t, before in zip(live, saved, strict=True):
                 t.copy_(before)
 
 
@@ -62,7 +62,7 @@ def line(model: nn.Module, value: Callable[[], float | Tensor], direction: Direc
     out = []
     with restored(model) as start:
         for a in at:
-            for p, w, d in zip(model.parameters(), start, direction):
+            for p, w, d in zip(model.parameters(), start, direction, strict=False):  # then, in start, the buffers
                 p.copy_(w + float(a) * d)
             out.append(torch.as_tensor(value(), dtype=torch.float64, device="cpu"))
     return torch.stack(out)
@@ -182,6 +182,6 @@ def rise(model: nn.Module, loss: Loss, rho: float) -> float:
         raise ValueError(f"rho {rho}, |g| {float(g.norm())}: expected both finite and > 0; else use largest_eigenvalue")
     with restored(model), torch.no_grad():
         before = sum(float(term()) for term in terms)
-        for p, e in zip(ps, (rho * g / g.norm()).split([p.numel() for p in ps])):
+        for p, e in zip(ps, (rho * g / g.norm()).split([p.numel() for p in ps]), strict=True):
             p += e.view_as(p)
         return sum(float(term()) for term in terms) - before

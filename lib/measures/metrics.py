@@ -38,7 +38,7 @@ def logits_of(model, x: Tensor, noise: float = 0.0, seed: int = 0, device="cpu",
 
 
 def batches(x: Tensor, most: int = BATCH) -> tuple[Tensor, ...]:
-    """Images (n, C, H, W) in parts of at most `most`, fewer where they are larger than 32x32: activations grow with pixels."""
+    """Images (n, C, H, W) in parts of at most `most`, fewer above 32x32: activations grow with pixels."""
     return x.split(max(1, most * 32**2 // max(32**2, x.shape[-1] * x.shape[-2])))
 
 
@@ -183,7 +183,7 @@ def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
 
 
 def inception_quality(images: Tensor, network, real: Moments) -> dict:
-    """FID and IS (10 splits) of uint8 images by a `lib.measures.inception.Inception`, to the moments `real` of the same mode;
+    """FID and IS (10 splits) of uint8 images by an `inception.Inception`, to the moments `real` of the same mode;
     KID beside them where images are few."""
     features, probabilities = network(images)
     score, spread = inception_score(probabilities, min(10, max(1, len(images) // 2)))

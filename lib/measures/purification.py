@@ -143,7 +143,7 @@ def _loss_gradient(E: Energy, purifier, chains: int, images: int) -> LossGradien
 
     def loss_gradient(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
-        for a, b in zip(x.split(images), y.split(images)):
+        for a, b in zip(x.split(images), y.split(images), strict=True):
             with torch.enable_grad():
                 start, purified = purifier(a.repeat_interleave(chains, 0))
                 loss = F.cross_entropy(_average(E.logits(purified), chains), b, reduction="none")
@@ -183,7 +183,7 @@ def purified_accuracy(
     accuracy is lib.measures.attacks.robust_accuracy's, by 'ours'.
 
     Args:
-        x, y: uint8 images (n, C, H, W), labels (n,).   epsilons, norm: as lib.measures.attacks, in units of the [-1, 1] range.
+        x, y: uint8 images (n, C, H, W), labels (n,).   epsilons, norm: as in lib.measures.attacks, in units of [-1, 1].
         attack: 'bpda', 'eot', or 'pgd' on the classifier without its defence.
         steps, alpha, noise: the chain, as in `purify`.   attack_chains, defend_chains: the codes' 15 and 150.
         attack_steps: of PGD, each 2.5 epsilon / attack_steps long.   batch, chunk: images and chain states at once.
@@ -195,7 +195,7 @@ def purified_accuracy(
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected equally many, and at least one")
     E.model.eval()
     chain, hits = {"steps": steps, "alpha": alpha, "noise": noise, "chunk": chunk}, [0] * len(epsilons)
-    for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch))):
+    for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch), strict=True)):
         a, b = data.to_range(a.to(device)), b.to(device)
         for j, epsilon in enumerate(epsilons):
             # three streams: mt19937 keeps 32 bits of its seed, so that they differ within these

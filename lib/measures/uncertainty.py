@@ -129,6 +129,6 @@ def bootstrap_statistic(
     values = []
     for _ in range(resamples):
         picks = [rng.integers(n, size=n) for n in (sizes[:1] if paired else sizes)]
-        values.append(statistic(*(a[i] for a, i in zip(arrays, picks * len(arrays) if paired else picks))))
+        values.append(statistic(*(a[i] for a, i in zip(arrays, picks * len(arrays) if paired else picks, strict=True))))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -98,7 +98,7 @@ def worst_case_scores(
     batch: int = 256,
     device="cpu",
 ) -> np.ndarray:
-    """Scores (n,) of attacked images: the `outside` of lib.measures.uncertainty.auroc. Arguments as in `adaptive_pgd`, but for
+    """Scores (n,) of attacked images: the `outside` of `uncertainty.auroc`. Arguments as in `adaptive_pgd`, except for
 
         x: uint8 images (n, C, H, W), mapped to [low, high], the range that the network takes. The attacked ones are
             not rounded to bytes (nor are AT-EBM's).   batch: images at once; batch i draws its starts from seed + i.
@@ -184,4 +184,4 @@ def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/d
 
 
 def _pick(mask: Tensor, yes, no) -> tuple[Tensor, ...]:  # by mask (B,), of tensors (B, ...)
-    return tuple(torch.where(over_images(mask, a), a, b) for a, b in zip(yes, no))
+    return tuple(torch.where(over_images(mask, a), a, b) for a, b in zip(yes, no, strict=True))

@@ -13,7 +13,7 @@ from lib.plots.theme import PALETTE
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray:
     """uint8 (n, C, H, W) -> one picture (rows, columns, 3) with white gaps; a short last row is padded white."""
-    n, c, h, w = images.shape
+    n, _, h, w = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)
     for i, image in enumerate(images.cpu().numpy()):
@@ -34,7 +34,7 @@ def grids(panels: dict[str, Tensor], columns: int = 10, width: float = 4.6) -> p
     """Several grids side by side: title -> uint8 images (n, C, H, W)."""
     rows = max(-(-len(p) // columns) for p in panels.values())
     fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), width * rows / columns + 0.35), squeeze=False)
-    for ax, (title, images) in zip(axes[0], panels.items()):
+    for ax, (title, images) in zip(axes[0], panels.items(), strict=True):
         show_tiles(ax, images, columns, title)
     return fig
 
@@ -62,7 +62,7 @@ def class_grid(images: Tensor, labels: Tensor, names, columns: int = 10, title: 
 def filmstrip(frames: list[Tensor], titles: list[str], columns: int = 4, width: float = 1.9) -> plt.Figure:
     """A chain over time: one small grid per frame, left to right."""
     fig, axes = plt.subplots(1, len(frames), figsize=(width * len(frames), width + 0.45), squeeze=False)
-    for ax, frame, title in zip(axes[0], frames, titles):
+    for ax, frame, title in zip(axes[0], frames, titles, strict=True):
         show_tiles(ax, frame, columns, title)
     return fig
 
@@ -75,7 +75,9 @@ def row_panels(panels: dict, below: int = 0, width: float = 4.6, height: float =
     fig = plt.figure(figsize=(width * len(panels) + 0.9, top + bool(below) * height))
     parts = fig.subfigures(1 + bool(below), 1, height_ratios=[top, height][: 1 + bool(below)], squeeze=False)[:, 0]
     names = [tuple(rows) for rows in panels.values()]
-    for k, (ax, (title, sheet)) in enumerate(zip(parts[0].subplots(1, len(panels), squeeze=False)[0], sheets.items())):
+    for k, (ax, (title, sheet)) in enumerate(
+        zip(parts[0].subplots(1, len(panels), squeeze=False)[0], sheets.items(), strict=True)
+    ):
         ax.imshow(sheet)
         step = (sheet.shape[0] - 1) / len(names[k])
         shown = k == 0 or names[k] != names[0]
@@ -94,7 +96,7 @@ def captioned_rows(rows: dict, captions: dict, right: dict, width: float = 1.45)
     rows: label -> uint8 (n, C, H, W);   captions: label -> n strings;   right: label -> n booleans."""
     n = len(next(iter(rows.values())))
     fig, axes = plt.subplots(len(rows), n, figsize=(width * n + 0.9, (width + 0.3) * len(rows)), squeeze=False)
-    for row, (label, images) in zip(axes, rows.items()):
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
         for k, ax in enumerate(row):
             ax.imshow(tile(images[k : k + 1], 1, 0))
             ax.set(xticks=[], yticks=[])
@@ -113,17 +115,21 @@ def sources_above(
     """Grids of sources above grids of what they become. blocks, drawn one below the other: (columns, title -> one uint8
     (n, C, H, W) for each of `rows`), `columns` images in a line."""
     lines = [-(-len(next(iter(part.values()))[0]) // columns) for columns, part in blocks]
-    heights = [len(rows) * (width * n / (columns * len(part)) + 0.1) + 0.3 for n, (columns, part) in zip(lines, blocks)]
+    heights = [
+        len(rows) * (width * n / (columns * len(part)) + 0.1) + 0.3 for n, (columns, part) in zip(lines, blocks, strict=True)
+    ]
     fig = plt.figure(figsize=(width, sum(heights)))
-    for sub, (columns, part) in zip(fig.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks):
+    for sub, (columns, part) in zip(
+        fig.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0], blocks, strict=True
+    ):
         axes = sub.subplots(len(rows), len(part), squeeze=False)
-        for column, (title, grid) in zip(axes.T, part.items()):
-            for ax, images in zip(column, grid):
+        for column, (title, grid) in zip(axes.T, part.items(), strict=True):
+            for ax, images in zip(column, grid, strict=True):
                 ax.imshow(tile(images, columns))
                 ax.set(xticks=[], yticks=[])
                 sns.despine(ax=ax, left=True, bottom=True)
             column[0].set_title(title)
-        for ax, name in zip(axes[:, 0], rows):
+        for ax, name in zip(axes[:, 0], rows, strict=True):
             ax.set_ylabel(name)
     plt.close(fig)
     return fig

@@ -107,7 +107,7 @@ def along_chain(panels: dict, xlabel: str = "step of the chain", mark: int | Non
     """Quantities along a chain, one panel each. panels: ylabel -> {label: (K + 1,) or (K + 1, n)}; of n values the
     median is drawn and the middle half shaded. mark: a step to mark with a dotted line."""
     fig, axes = plt.subplots(1, len(panels), figsize=(4.7 * len(panels), 3.8), squeeze=False)
-    for ax, (ylabel, lines) in zip(axes[0], panels.items()):
+    for ax, (ylabel, lines) in zip(axes[0], panels.items(), strict=True):
         chain_lines(ax, lines, ylabel, xlabel)
         if mark is not None:
             ax.axvline(mark, color="grey", ls=":", lw=1.5)
@@ -137,9 +137,9 @@ def along_path(
 
 
 def overlaid(ax, groups: dict, xlabel: str, bins: int = 30) -> None:
-    """Histograms of several sets of numbers on common bins, as shares: label -> (n,)."""
+    """Histograms of several sets of numbers on common bins, as shares: label -> (n,), at most four labels."""
     every = np.concatenate([np.asarray(v, float) for v in groups.values()])
     edges = np.linspace(every.min(), every.max() + 1e-9, bins + 1)
-    for label, values, colour in zip(groups, groups.values(), (REAL, SAMPLE, PALETTE[0], PALETTE[1])):
+    for label, values, colour in zip(groups, groups.values(), (REAL, SAMPLE, PALETTE[0], PALETTE[1]), strict=False):
         ax.hist(values, edges, weights=np.full(len(values), 100 / len(values)), alpha=0.55, color=colour, label=label)
     ax.set(xlabel=xlabel, ylabel="share of images, %")

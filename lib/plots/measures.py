@@ -13,7 +13,7 @@ def reliability_panels(panels: dict, width: float = 3.1) -> plt.Figure:
     """Reliability diagrams side by side. panels: title -> dict with `accuracy` and `count`, one number (or None) per
     bin of equal width. Bars: accuracy; orange line: where the images are; dashed: calibrated."""
     fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.7), sharey=True, squeeze=False)
-    for ax, (title, p) in zip(axes[0], panels.items()):
+    for ax, (title, p) in zip(axes[0], panels.items(), strict=True):
         bins = len(p["accuracy"])
         heights = [np.nan if v is None else v for v in p["accuracy"]]
         ax.bar((np.arange(bins) + 0.5) / bins, heights, 1 / bins, color=PALETTE[0], edgecolor="white", label="accuracy")
@@ -38,14 +38,14 @@ def score_histograms(rows: dict, others, inside: str = "test images", xlabel: st
     fig, axes = plt.subplots(
         len(rows), len(others), figsize=(3.1 * len(others), 1.8 * len(rows) + 0.9), squeeze=False, sharex="row"
     )
-    for row, (label, h) in zip(axes, rows.items()):
-        for ax, other in zip(row, others):
+    for row, (label, h) in zip(axes, rows.items(), strict=True):
+        for ax, other in zip(row, others, strict=True):
             for key, colour, name in (("inside", REAL, inside), (other, SAMPLE, "outsiders")):
                 share = np.array(h["count"][key]) / max(sum(h["count"][key]), 1)
                 ax.stairs(share, h["edges"], fill=True, alpha=0.55, color=colour, label=name)
             ax.set_yticks([])
         row[0].set_ylabel(label.replace(" (", "\n("))
-    for ax, other in zip(axes[0], others):
+    for ax, other in zip(axes[0], others, strict=True):
         ax.set_title(other)
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
@@ -159,7 +159,7 @@ def benchmark(found: dict) -> plt.Figure:
     a.invert_yaxis()
     shown = ("data", "start", "chain, forward", "chain, backward", "loss, forward", "loss, backward", "update", "buffer")
     left = np.zeros(len(found["parts"]))
-    for part, colour in zip(shown, sns.color_palette("colorblind", len(shown))):
+    for part, colour in zip(shown, sns.color_palette("colorblind", len(shown)), strict=True):
         width = np.array([max(0.0, p[part]) for p in found["parts"].values()])
         b.barh(list(found["parts"]), width, left=left, color=colour, height=0.5, label=part)
         left += width

@@ -52,7 +52,7 @@ def energy_map(
         g = (g / g.norm(dim=1, keepdim=True).clamp_min(1e-9)).numpy()
         ax.quiver(*coarse.numpy().T, *g.T, color="white", alpha=0.8, scale=32, width=0.004)
     colours = ("white", PALETTE[3], PALETTE[1], PALETTE[4])
-    for (name, p), colour in zip((points or {}).items(), colours):
+    for (name, p), colour in zip((points or {}).items(), colours, strict=False):
         ax.scatter(*np.asarray(p).T, s=7, color=colour, edgecolor="black", linewidth=0.3, label=name)
     if points:
         ax.legend(loc="upper right", frameon=True, fontsize="small")
@@ -64,7 +64,7 @@ def maps(panels: list[dict], width: float = 4.6, **common) -> plt.Figure:
     """A row of `energy_map`s: one dict of its arguments per panel; `common` holds for all. The figure is closed,
     so that a cell ending in it shows it once."""
     fig, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), width * 0.8), squeeze=False)
-    for ax, panel in zip(axes[0], panels):
+    for ax, panel in zip(axes[0], panels, strict=True):
         energy_map(ax=ax, **{**common, **panel})
         sets = len({**common, **panel}.get("points") or {})
         if sets:  # one set needs no name; several are named below the map
@@ -143,7 +143,7 @@ def decision_maps(
         rows, columns, figsize=(width * columns + 0.7, width * rows), squeeze=False, sharex=True, sharey=True
     )
     handles = {}
-    for ax, panel in zip(axes.flat, panels):
+    for ax, panel in zip(axes.flat, panels, strict=False):
         f = np.asarray(panel["f"], float).reshape(int(np.sqrt(len(panel["f"]))), -1)
         axis, D = np.linspace(-box, box, len(f)), 1 / (1 + np.exp(-f))
         shown = ax.contourf(axis, axis, D, levels=np.linspace(0, 1, 21), cmap="RdBu_r")

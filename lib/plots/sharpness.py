@@ -38,7 +38,7 @@ def landscape_lines(
     rows = -(-(len(rises) + 1) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows + 0.3), squeeze=False)
     last = axes.flat[len(rises)]
-    for i, ((label, rise), ax) in enumerate(zip(rises.items(), axes.flat)):
+    for i, ((label, rise), ax) in enumerate(zip(rises.items(), axes.flat, strict=False)):
         colour = PALETTE[i % len(PALETTE)]
         ax.axhline(0, color="grey", lw=1)
         ax.plot(at, rise.T, color=colour, lw=2)
@@ -89,7 +89,7 @@ def landscape_surfaces(
         layout="none",
     )
     fig.subplots_adjust(0, 0.04, 1 - 0.2 / columns, 1 - 0.14 / rows, wspace=0.08, hspace=0.2)
-    for ax, (label, z) in zip(axes.flat, surfaces.items()):
+    for ax, (label, z) in zip(axes.flat, surfaces.items(), strict=False):
         z = np.ma.masked_invalid(np.asarray(z, float))
         ax.plot_surface(a, b, z, cmap=HEAT, rcount=41, ccount=41, lw=0.2, edgecolor=(1, 1, 1, 0.35), antialiased=True)
         span = float(z.max() - z.min())
@@ -179,7 +179,7 @@ def climbs(radii, panels: dict) -> plt.Figure:
     """What SAM climbs: the rise of the training loss at the worst point, to first order, over the radius.
     panels: title -> {label: (batches, len(radii))}; the mean over batches and its 95 % interval; both axes logarithmic."""
     fig, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.7), squeeze=False)
-    for ax, (title, pair) in zip(axes[0], panels.items()):
+    for ax, (title, pair) in zip(axes[0], panels.items(), strict=True):
         for i, (label, rises) in enumerate(pair.items()):
             rises = np.asarray(rises, float)
             mean, half = rises.mean(0), 1.96 * rises.std(0, ddof=1) / len(rises) ** 0.5
@@ -203,7 +203,7 @@ def radius_sweep(sweeps: dict, start: float) -> plt.Figure:
     fig, axes = plt.subplots(2, len(sweeps), figsize=(5.2 * len(sweeps), 5.6), sharey="row", sharex="col", squeeze=False)
     for i, (label, rows) in enumerate(sweeps.items()):
         rho = np.array([r["rho"] for r in rows])
-        for ax, key, scale in zip(axes[:, i], ("accuracy", "fd"), (100, 1)):
+        for ax, key, scale in zip(axes[:, i], ("accuracy", "fd"), (100, 1), strict=True):
             value, low, high = (scale * np.array([r[key][k] for r in rows], float) for k in range(3))
             ax.errorbar(
                 rho,
