@@ -51,19 +51,20 @@ def detection(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tens
     model, low = trained.model, trained.run.low
     own = {s: uncertainty.scores(model, inside, s, device, low) for s in scores_of(trained)}
     theirs = {name: {s: uncertainty.scores(model, x, s, device, low) for s in own} for name, x in outside.items()}
-    out = {"auroc": {}, "images": {"inside": len(inside), **{k: len(v) for k, v in outside.items()}}}
+    auroc: dict[str, dict[str, dict[str, float]]] = {name: {} for name in theirs}
     for name, scores in theirs.items():
-        out["auroc"][name] = {}
         for s in own:
-            low, high = uncertainty.bootstrap_statistic(uncertainty.auroc, own[s], scores[s], resamples=100)
-            out["auroc"][name][s] = {"value": uncertainty.auroc(own[s], scores[s]), "low": low, "high": high}
+            bounds = uncertainty.bootstrap_statistic(uncertainty.auroc, own[s], scores[s], resamples=100)
+            auroc[name][s] = {"value": uncertainty.auroc(own[s], scores[s]), "low": bounds[0], "high": bounds[1]}
     every = np.concatenate([own["log_p_x"], *(t["log_p_x"] for t in theirs.values())])
-    edges = np.linspace(*np.quantile(every, [0.005, 0.995]), BINS + 1)
+    first, last = np.quantile(every, [0.005, 0.995])
+    edges = np.linspace(first, last, BINS + 1)
     count = {
         name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
         for name, v in [("inside", own["log_p_x"]), *((k, t["log_p_x"]) for k, t in theirs.items())]
     }
-    return {**out, "histogram": {"edges": edges.tolist(), "count": count}}
+    images = {"inside": len(inside), **{k: len(v) for k, v in outside.items()}}
+    return {"auroc": auroc, "images": images, "histogram": {"edges": edges.tolist(), "count": count}}
 
 
 def scores_of(trained: evaluate.Trained) -> tuple[str, ...]:
@@ -120,7 +121,8 @@ def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="
 def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tensor], sizes: dict, device="cpu") -> dict:
     """AUROC against outliers as they are and after an adaptive PGD on the detection score (AT-EBM Table 4). The radius
     is in units of the [0, 1] range, whichever the model works in. AT-EBM has one score, log p(x); classifiers have two."""
-    s, low, out = sizes["worst_case"], trained.run.low, {}
+    s, low = sizes["worst_case"], trained.run.low
+    out: dict[str, dict[str, dict]] = {}
     radius = s["radius"] * (1 - low)
     for name in scores_of(trained):
         score = {"log_p_x": attack_on.log_p_x, "max_p_y": attack_on.max_p_y}[name](trained.model)
@@ -151,18 +153,18 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
             f"measure {labelled} of {name}: it has one logit and no classes; expected some of "
             f"{', '.join(w for w in MEASURES if w not in LABELLED)}"
         )
-    device = distributed.device(device)
+    place = distributed.device(device)
     if run.threads:
         torch.set_num_threads(run.threads)
     sizes, split = params.scale(run.profile)["applications"], data.load(run.profile, run.data)
-    trained = evaluate.load_run(name, run.profile, device=device)
+    trained = evaluate.load_run(name, run.profile, device=place)
     n = min(sizes["attacked"], len(split.x_test))
     outside = ood_sets(run.profile, run.data, sizes["ood"])
     measure = {
-        "robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, device),
-        "ood": lambda: detection(trained, split.x_test, outside, device),
-        "purified": lambda: hardened(trained, split, sizes, device),
-        "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, device),
+        "robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, place),
+        "ood": lambda: detection(trained, split.x_test, outside, place),
+        "purified": lambda: hardened(trained, split, sizes, place),
+        "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, place),
     }
     return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}
 

@@ -49,7 +49,7 @@ class Book:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # of what a notebook computes at length
         if threads := params.scale(self.profile)["common"].get("threads"):
             torch.set_num_threads(threads)
-        self.recorded = {}
+        self.recorded: dict[str, dict] = {}  # id -> what the register says of it
 
     # ------------------------------------------------------------------------------------------ what was trained
     def run(self, run: str, seed: int | None = None, device: str = "cpu"):

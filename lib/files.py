@@ -168,6 +168,8 @@ def command(*faults: type[Exception]):
     """Decorates a command's `main`: what goes wrong with files, and `faults`, ends in one line; a letter that the terminal
     cannot show (a rho under cp1252) is escaped, not fatal."""
 
+    ends: tuple[type[Exception], ...] = (DataError, OSError, MemoryError, *faults)
+
     def around(main):
         @functools.wraps(main)
         def call():
@@ -176,7 +178,7 @@ def command(*faults: type[Exception]):
                     stream.reconfigure(errors="backslashreplace")
             try:
                 return main()
-            except (DataError, OSError, MemoryError, *faults) as e:
+            except ends as e:
                 sys.exit(f"error: {str(e) or 'out of memory'}")
 
         return call

@@ -235,12 +235,12 @@ def luggage(profile: str, every: list[Job]) -> list[Path]:
     """What a pack takes along, the most important first: numbers and figures, weights and buffers of finished jobs,
     what unfinished ones continue from, prepared data (a checkpoint is bound to theirs), snapshots, executed notebooks."""
     shown = sorted(f for f in (ROOT / "results" / profile).rglob("*") if f.is_file() and ".part" not in f.suffix)
-    done, begun = [j for j in every if j.finished], [j for j in every if not j.finished and j.checkpoint]
+    done, begun = [j for j in every if j.finished], [(j, c) for j in every if not j.finished and (c := j.checkpoint)]
     books = [f for f in shown if f.suffix == ".ipynb"]
     wanted = [f for f in shown if f not in books] + [j.folder / t for j in done for t in TEXT]
     wanted += [j.folder / f for j in done for f in ("weights.pt", "buffer.pt")]
-    for j in begun:
-        wanted += [j.checkpoint, *_snapshots(j)]
+    for j, checkpoint in begun:
+        wanted += [checkpoint, *_snapshots(j)]
     wanted += [data.path_of(profile, role) for role in params.scale(profile)["data"]]
     wanted += [f for j in done for f in _snapshots(j)] + books
     return [f for f in wanted if f.exists()]
@@ -263,7 +263,8 @@ def restore(source: Path, profile: str) -> str:
 
 def table(every: list[Job]) -> str:
     """A line per run: how many of its seeds are trained, and what was measured."""
-    rows, waiting = [("run", "trained", "metrics", "applications")], {path for _, path, _ in measurements(every)}
+    rows: list[tuple[str, ...]] = [("run", "trained", "metrics", "applications")]
+    waiting = {path for _, path, _ in measurements(every)}
     for name, own in _by_run(every).items():
         paths = [result(kind, own[0].run.profile, name) for kind in rows[0][2:]]
         rows.append(
@@ -279,7 +280,7 @@ def table(every: list[Job]) -> str:
 
 def _by_run(every: list[Job]) -> dict[str, list[Job]]:
     """In order of importance."""
-    found = {}
+    found: dict[str, list[Job]] = {}
     for job in every:
         found.setdefault(job.run.name, []).append(job)
     return found

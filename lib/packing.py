@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 
 from lib import files
 from lib.files import DataError
@@ -23,7 +24,23 @@ END = gzip.compress(bytes(1024), mtime=0)  # a tar ends with two empty blocks
 PARTS = ".tar.gz."
 
 
-def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> dict:
+class Part(TypedDict):
+    """One file of a pack."""
+
+    name: str  # it lies beside the manifest
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What NAME.json holds."""
+
+    parts: list[Part]  # in the order in which they are one archive
+    files: dict[str, int]  # name -> bytes
+    left_out: list[str]  # names of what did not fit
+
+
+def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: int = 8, megabytes: float = 16) -> Manifest:
     """Write the files at `paths`, the first ones first, so far as they fit, into folder/: at most `count` files with the
     manifest NAME.json, each of at most `megabytes` (10^6 bytes). A pack of the same name is replaced. Returns the manifest.
 
@@ -39,7 +56,7 @@ def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
     whole = folder / f"{name}.part{os.getpid()}"
     try:
         held, left_out = _gather(paths, root, whole, room)
-        manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
+        manifest: Manifest = {"parts": _cut(whole, folder / (name + PARTS), size), "files": held, "left_out": left_out}
     except OSError as e:
         raise OSError(
             f"{folder} could not take the pack ({e}): free disk space, or name another folder; what is packed stays "
@@ -53,7 +70,8 @@ def pack(paths: Iterable[Path], root: Path, folder: Path, name: str, *, count: i
 
 def _gather(paths: Iterable[Path], root: Path, whole: Path, room: int) -> tuple[dict[str, int], list[str]]:
     """Write one archive of at most `room` bytes; returns what it holds (name -> bytes), and what did not fit."""
-    held, left_out = {}, []
+    held: dict[str, int] = {}
+    left_out: list[str] = []
     with whole.open("wb") as out:
         for path in paths:
             inside, n = path.relative_to(root).as_posix(), path.stat().st_size
@@ -74,9 +92,9 @@ def _member(path: Path, inside: str) -> bytes:
     return gzip.compress(entry.tobuf() + content + bytes(-len(content) % tarfile.BLOCKSIZE), 6, mtime=0)
 
 
-def _cut(whole: Path, stem: Path, size: int) -> list[dict]:
+def _cut(whole: Path, stem: Path, size: int) -> list[Part]:
     """The parts of a file; those of an earlier pack are removed."""
-    parts = []
+    parts: list[Part] = []
     with whole.open("rb") as f:
         while piece := f.read(size):
             path = stem.with_name(f"{stem.name}{len(parts):02d}")
@@ -104,8 +122,10 @@ def unpack(
                 _check(e, manifest, inside)
             entries = [e for e in entries if not keep(e.name)]
             for e in sorted(entries, key=lambda e: e.name.endswith("/provenance.json")):
+                content = tar.extractfile(e)
+                assert content is not None  # as of folders and links, which _check refused
                 with files.whole(root / e.name) as part, part.open("wb") as f:
-                    shutil.copyfileobj(tar.extractfile(e), f)
+                    shutil.copyfileobj(content, f)
                 os.utime(root / e.name, (e.mtime, e.mtime))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{manifest}: its parts are no whole archive ({e}): pack again") from e

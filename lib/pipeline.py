@@ -26,9 +26,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lib import ROOT, files
+
+if TYPE_CHECKING:  # half a second to import
+    from dvc.stage import PipelineStage
 
 LOGS = ROOT / "scratch" / "logs"
 KINDS = ("data", "notebook-01", "train", "evaluate", "apply")  # the first pictures early; then what others wait for
@@ -107,7 +113,7 @@ def processes() -> multiprocessing.context.BaseContext:
 class Pipeline:
     """The stages of dvc.yaml and what DVC knows of them. All of it happens in one process and one thread."""
 
-    def __init__(self, targets: list[str] = ()):
+    def __init__(self, targets: Sequence[str] = ()):
         from dvc.repo import Repo
 
         self.repo = Repo(str(ROOT))
@@ -129,7 +135,9 @@ class Pipeline:
         kinds = {kind: i for i, kind in enumerate(KINDS)}
         place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])
         self.waiting = {s: set(graph.successors(s)) for s in sorted(needed, key=place)}
-        self.unwritten, self.written, self.writing, self.held = [], time.monotonic(), 0.0, {}
+        self.unwritten: list[PipelineStage] = []
+        self.held: dict[PipelineStage, AbstractContextManager] = {}  # locks on what it reads and writes
+        self.written, self.writing = time.monotonic(), 0.0
         self.interrupted = False
 
     def locked(self):
@@ -205,7 +213,10 @@ class Pipeline:
         KeyboardInterrupt after `interrupt`: those at work are ended, and will continue from their checkpoints.
         """
         files.writable(LOGS)
-        context, count, seconds, failed, running, spoke = processes(), len(self.waiting), {}, [], {}, time.monotonic()
+        context, count, spoke = processes(), len(self.waiting), time.monotonic()
+        seconds: dict[str, float] = {}
+        failed: list[Job] = []
+        running: dict[Any, Job] = {}  # by its process's sentinel
         try:
             while not self.interrupted:
                 with self.locked():  # once for all that is up to date: taking it costs time
@@ -299,7 +310,7 @@ def summary(seconds: dict[str, float]) -> str:
         kinds.setdefault("notebook" if name.startswith("notebook") else name.split("@")[0], {})[name] = took
     lines = []
     for kind, those in kinds.items():
-        longest = max(those, key=those.get)
+        longest = max(those, key=those.__getitem__)
         count = f"{kind:9} {len(those):3} stages {sum(those.values()):6.0f} s in all"
         lines.append(f"{count}, longest {those[longest]:5.0f} s ({longest})")
     return "\n".join(lines)

@@ -107,7 +107,8 @@ def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
         raise DataError(f"{name} comes as image files, not as an archive: set source: folder (data/README.md)")
     kind = kinds[name]
     raw = root / kind.__name__ / "raw"  # the MNIST family's
-    if hasattr(kind, "resources") and (found := _mnist_family(name, kind, raw)):
+    found = _mnist_family(name, kind, raw)
+    if found:
         return found
     parts = ({"split": "train"}, {"split": "test"}) if name == "svhn" else ({"train": True}, {"train": False})
     try:
@@ -118,7 +119,8 @@ def full(name: str, folder: Path | None = None) -> tuple[np.ndarray, ...]:
             f"{name}: {fault}not to be downloaded ({cause}): put the published files under {root}, as "
             f"{LAYOUT[name]}, {ELSEWHERE}"
         ) from e
-    if found := hasattr(kind, "resources") and _mnist_family(name, kind, raw):
+    found = _mnist_family(name, kind, raw)  # what was downloaded
+    if found:
         return found
     labels = [np.asarray(s.labels if name == "svhn" else s.targets) for s in (train, test)]
     return np.asarray(train.data), labels[0], np.asarray(test.data), labels[1]
@@ -143,7 +145,9 @@ def _fault(kind, root: Path) -> str:
 
 def _mnist_family(name: str, kind, raw: Path) -> tuple[np.ndarray, ...] | None:
     """What lies in torchvision's folder, verified: the published files, else what was extracted from them; None where
-    some are missing of either."""
+    some are missing of either, and for other data sets."""
+    if not hasattr(kind, "resources"):
+        return None
     packed = [file for file, _ in kind.resources]
     if all((raw / file).exists() for file in packed):
         return _idx_files(name, raw)
@@ -235,12 +239,14 @@ def imagenet32(folder: Path | None = None, train: int | None = None, test: int |
     """
     folder = folder or ROOT / "data" / "raw" / "imagenet32"
     names = [f"train_data_batch_{i}" for i in range(1, 11)] + ["val_data"]
-    paths = [next((p for n in (name, f"{name}.npz") for p in sorted(folder.rglob(n))), None) for name in names]
-    if None in paths:
-        raise DataError(
-            f"{folder} has no {names[paths.index(None)]}: expected {LAYOUT['imagenet32']} (image-net.org "
-            f"gives them out), {ELSEWHERE}"
-        )
+    paths = []
+    for name in names:
+        path = next((p for n in (name, f"{name}.npz") for p in sorted(folder.rglob(n))), None)
+        if path is None:
+            raise DataError(
+                f"{folder} has no {name}: expected {LAYOUT['imagenet32']} (image-net.org gives them out), {ELSEWHERE}"
+            )
+        paths.append(path)
     share = [None if train is None else train * (i + 1) // 10 - train * i // 10 for i in range(10)]
     batches = [_batch(path, n) for path, n in zip(paths, (*share, test), strict=True)]
     x, y = (np.concatenate(part) for part in zip(*batches[:-1], strict=True))

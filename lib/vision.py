@@ -14,7 +14,7 @@ import torch
 def _load_real_operators() -> bool:
     """Load torchvision's own C++ library, as its import would; say whether nms is there."""
     spec = importlib.util.find_spec("torchvision")
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise ImportError("torchvision is not installed: pip install -r requirements.txt")
     for folder in spec.submodule_search_locations:
         for suffix in ("_C.so", "_C.pyd"):

@@ -71,8 +71,8 @@ def foolbox_pgd(
     import foolbox
 
     kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
-    attack = kind(rel_stepsize=2.5 / steps, abs_stepsize=step_size, steps=steps, random_start=random_start)
-    attack = attack.repeat(restarts)
+    once = kind(rel_stepsize=2.5 / steps, abs_stepsize=step_size, steps=steps, random_start=random_start)
+    attack = once.repeat(restarts)
     found = []
     # foolbox draws from torch's global generator: seed it, and leave it as it was found. It also calls backward(), which
     # would add to every weight's .grad.

@@ -7,7 +7,9 @@ Random directions miss the few sharp ones: hence the numbers at the end, which d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,7 +84,16 @@ def parts(f: Callable[..., Tensor], *tensors: Tensor, batch: int) -> list[Callab
     n = len(tensors[0])
     if n < 1 or batch < 1 or any(len(t) != n for t in tensors):
         raise ValueError(f"rows {[len(t) for t in tensors]}, batch {batch}: expected equally many rows, and both >= 1")
-    return [lambda i=i: f(*(t[i : i + batch] for t in tensors)).double().sum() / n for i in range(0, n, batch)]
+
+    def part(i: int) -> Tensor:
+        return f(*(t[i : i + batch] for t in tensors)).double().sum() / n
+
+    return [functools.partial(part, i) for i in range(0, n, batch)]
+
+
+def _total(values: Iterable[Tensor]) -> Tensor:
+    """Their sum, in their order."""
+    return functools.reduce(operator.add, values)
 
 
 def mean_energy(energy: Energy, x: Tensor, batch: int = 250) -> Callable[[], Tensor]:
@@ -104,7 +115,7 @@ def mean_energy(energy: Energy, x: Tensor, batch: int = 250) -> Callable[[], Ten
     def value() -> Tensor:
         if any(m.training for m in energy.model.modules()):
             raise ValueError("model in training mode: expected eval mode; call model.eval()")
-        return sum(term() for term in terms)
+        return _total(term() for term in terms)
 
     return value
 
@@ -118,7 +129,7 @@ class Eigenvalue(NamedTuple):
     steps: int  # products Hv
 
 
-def _grad(out: Tensor, ps: list[Tensor], graph: bool = False) -> Tensor:
+def _grad(out: Tensor, ps: Sequence[Tensor], graph: bool = False) -> Tensor:
     """d out / d theta as one vector (P,); zero for parameters that out does not depend on."""
     if not (ps and out.requires_grad):
         raise ValueError(
@@ -156,7 +167,7 @@ def largest_eigenvalue(
     def iterate(v: Tensor, shift: float = 0.0) -> tuple[Eigenvalue, Tensor, float]:
         for k in range(1, steps + 1):
             v /= v.norm()
-            hv = sum(product(term, v) for term in terms)
+            hv = _total(product(term, v) for term in terms)
             value = float(v @ hv)
             if not abs(value) < float("inf"):
                 raise ValueError(f"v.Hv = {value} in step {k}: expected a finite one; look at the weights and loss()")
@@ -177,11 +188,11 @@ def rise(model: nn.Module, loss: Loss, rho: float) -> float:
     """L(theta + rho g / |g|) - L(theta), g = dL/dtheta: to first order the worst rise in a ball of radius rho, in units
     of the weights (SADA-JEM Eq. 7, which trains with 0.2). loss: () -> scalar with a graph, or parts(...)."""
     ps, terms = [p for p in model.parameters() if p.requires_grad], [loss] if callable(loss) else loss
-    g = sum(_grad(term(), ps) for term in terms)
+    g = _total(_grad(term(), ps) for term in terms)
     if not (rho > 0 and 0 < g.norm() < float("inf")):
         raise ValueError(f"rho {rho}, |g| {float(g.norm())}: expected both finite and > 0; else use largest_eigenvalue")
     with restored(model), torch.no_grad():
         before = sum(float(term()) for term in terms)
         for p, e in zip(ps, (rho * g / g.norm()).split([p.numel() for p in ps]), strict=True):
-            p += e.view_as(p)
+            p.add_(e.view_as(p))
         return sum(float(term()) for term in terms) - before

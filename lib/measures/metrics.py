@@ -158,7 +158,7 @@ def fid(features: np.ndarray, real: Moments) -> float:
     """
     n, dimensions = features.shape
     if n > dimensions:
-        return frechet(moments(features), real)
+        return frechet(moments(features), real[:2])
     if n < 2:
         raise ValueError(f"FID of {n} images: at least 2 are needed")
     features = features.astype(np.float64)
@@ -184,8 +184,12 @@ def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
 
 def inception_quality(images: Tensor, network, real: Moments) -> dict:
     """FID and IS (10 splits) of uint8 images by an `inception.Inception`, to the moments `real` of the same mode;
-    KID beside them where images are few."""
+    KID beside them where images are few. Raises: ValueError where it is needed and `real` has no features for it."""
     features, probabilities = network(images)
     score, spread = inception_score(probabilities, min(10, max(1, len(images) // 2)))
     out = {"fid": fid(features, real), "is": score, "is_sd": spread}
-    return {**out, "kid": kid(features, real.some)} if len(images) < FEW else out
+    if len(images) >= FEW:
+        return out
+    if real.some is None:
+        raise ValueError(f"moments without features: expected some (Moments.some) for the KID of {len(images)} images")
+    return {**out, "kid": kid(features, real.some)}

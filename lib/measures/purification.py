@@ -15,6 +15,7 @@ plain PGD (Hill et al.: 1500), and with more it takes -E for E, of the first ima
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,15 @@ from lib.parts.energy import Energy
 ATTACKS = ("pgd", "bpda", "eot")
 CHUNK = 512  # states of a chain held in memory at once
 LossGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Chain(TypedDict):
+    """Of the defence and of the attacks on it; as in `purify`."""
+
+    steps: int
+    alpha: float
+    noise: float
+    chunk: int
 
 
 # -------------------------------------------------------------------------------------------------- the defence
@@ -194,7 +204,8 @@ def purified_accuracy(
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected equally many, and at least one")
     E.model.eval()
-    chain, hits = {"steps": steps, "alpha": alpha, "noise": noise, "chunk": chunk}, [0] * len(epsilons)
+    chain: Chain = {"steps": steps, "alpha": alpha, "noise": noise, "chunk": chunk}
+    hits = [0] * len(epsilons)
     for i, (a, b) in enumerate(zip(x.split(batch), y.split(batch), strict=True)):
         a, b = data.to_range(a.to(device)), b.to(device)
         for j, epsilon in enumerate(epsilons):

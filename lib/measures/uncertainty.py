@@ -56,14 +56,13 @@ def reliability(confidence, correct, bins: int = 20, one_apart: bool = False) ->
         raise ValueError(f"confidences from {p.min():.4g} to {p.max():.4g}: expected probabilities in [0, 1]")
     p = p if p.dtype in (torch.float32, torch.float64) else p.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=p.dtype)  # in p's precision: 0.15 is not one number in both
-    m = torch.bucketize(p, edges, right=True) - 1
     bars = bins + one_apart
-    m, hit, p = m.clamp_max(bars - 1).numpy(), hit.numpy(), p.double().numpy()
+    m = (torch.bucketize(p, edges, right=True) - 1).clamp_max(bars - 1).numpy()
     count = np.bincount(m, minlength=bars)
     with np.errstate(invalid="ignore"):  # 0 / 0: an empty bin
-        means = [np.bincount(m, v, minlength=bars) / count for v in (p, hit)]
-    edges = np.append(edges, 1.0) if one_apart else edges.numpy()
-    return Reliability(edges.astype(float), count, *means)
+        means = [np.bincount(m, v, minlength=bars) / count for v in (p.double().numpy(), hit.numpy())]
+    borders = np.append(edges.numpy(), 1.0) if one_apart else edges.numpy()
+    return Reliability(borders.astype(float), count, *means)
 
 
 def ece(confidence, correct, bins: int = 20) -> float:
@@ -118,9 +117,9 @@ def bootstrap_statistic(
             with `paired` all by the same indices (ECE: confidence and correctness of one image).
     Raises: ValueError for no array, one of fewer than two entries, or unequal lengths where paired.
     """
-    arrays = [np.asarray(a) for a in arrays]
-    sizes = [a.shape[0] if a.ndim else 0 for a in arrays]
-    if not arrays or min(sizes) < 2 or (paired and len(set(sizes)) > 1):
+    samples = [np.asarray(a) for a in arrays]
+    sizes = [a.shape[0] if a.ndim else 0 for a in samples]
+    if not samples or min(sizes) < 2 or (paired and len(set(sizes)) > 1):
         raise ValueError(
             f"bootstrap_statistic: lengths {sizes}, paired={paired}; expected at least two entries "
             "each, equally many where paired"
@@ -129,6 +128,6 @@ def bootstrap_statistic(
     values = []
     for _ in range(resamples):
         picks = [rng.integers(n, size=n) for n in (sizes[:1] if paired else sizes)]
-        values.append(statistic(*(a[i] for a, i in zip(arrays, picks * len(arrays) if paired else picks, strict=True))))
+        values.append(statistic(*(a[i] for a, i in zip(samples, picks * len(samples) if paired else picks, strict=True))))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -153,12 +153,15 @@ def project(z: Tensor, x: Tensor, epsilon: float, norm: str, low: float, high: f
     return (x + t * d).clamp(low, high)
 
 
-def _chain(score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, steps: int, low: float, high: float):
+def _chain(
+    score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, steps: int, low: float, high: float
+) -> tuple[Tensor, ...]:
     """Croce & Hein's Algorithm 1, each image with its own step size -> best images, their scores."""
     now, before, (s, g) = start, start, _climb(score, start)
-    best, last = (now, s, g), (0, s)  # last: the last checkpoint and its best score
+    best: tuple[Tensor, ...] = (now, s, g)
+    last = (0, s)  # the last checkpoint and its best score
     step = torch.full_like(s, 2 * epsilon)  # the ball's diameter: explore first
-    halved, rises = torch.zeros_like(s).bool(), 0
+    halved, rises = torch.zeros_like(s).bool(), torch.zeros_like(s)  # rises: how many since the last checkpoint
     for k in range(1, steps + 1):
         z = project(now + over_images(step, x) * steepest(g, norm), x, epsilon, norm, low, high)
         if k > 1:
@@ -170,7 +173,7 @@ def _chain(score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, st
             halved = (rises < ENOUGH * (k - last[0])) | (~halved & (best[1] == last[1]))
             step = torch.where(halved, step / 2, step)
             now, s, g = _pick(halved, best, (now, s, g))  # go on from the best point
-            rises, last = 0, (k, best[1])
+            rises, last = torch.zeros_like(s), (k, best[1])
     return best[:2]
 
 
