@@ -4,10 +4,12 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro pipeline test dry-run bench fleet lab book clean help
+.PHONY: repro pipeline test lint format dry-run bench fleet lab book clean help
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml's profile (quick); JOBS=n: n stages side by side"
 	@echo "make test    set up .venv and run every test, the smoke pipeline and the notebooks included"
+	@echo "make lint    set up .venv and check the code without running it: ruff's rules and layout, mypy's types"
+	@echo "make format  lay the code out, and mend what ruff can mend by itself"
 	@echo "make dry-run the paper profile, notebooks and all, on small generated files (5 minutes)"
 	@echo "make bench   measure the speed of training updates on this machine (10 minutes at most)"
 	@echo "make fleet   train what is pending within some minutes, for rented GPUs"
@@ -27,6 +29,15 @@ pipeline:                                                # of `repro`, without t
 
 test: $(VENV)/.ready
 	$(PY) -m pytest --durations=10
+
+lint: $(VENV)/.ready
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+format: $(VENV)/.ready
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
 
 dry-run: $(VENV)/.ready
 	$(PY) -m pytest -n 0 -m paper tests/test_paper_profile.py

@@ -53,7 +53,8 @@ def test_the_installed_versions_are_the_pins():
     from importlib.metadata import PackageNotFoundError, version
 
     wrong = {}
-    for name in ("torch", "dvc", "papermill", "nbval", "seaborn", "scikit-learn", "clean-fid", "scipy", "pydantic"):
+    exact = ("dvc", "papermill", "nbval", "seaborn", "scikit-learn", "clean-fid", "scipy", "pydantic", "ruff", "mypy")
+    for name in ("torch", *exact):
         try:
             have = version(name).split("+")[0]
         except PackageNotFoundError:
@@ -63,6 +64,15 @@ def test_the_installed_versions_are_the_pins():
     # a GPU machine may bring its own torch: only the rest must be exact
     wrong.pop("torch", None)
     assert not wrong, f"not the pinned versions: {wrong}; run pip install -r requirements.txt"
+
+
+def test_a_commit_is_checked_by_what_make_lint_runs():
+    """No hook names a tool that would be downloaded, or other arguments than the Makefile's."""
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    hooks = [hook["entry"].replace(" --force-exclude", "") for hook in repo["hooks"]]
+    assert repo["repo"] == "local" and {hook["language"] for hook in repo["hooks"]} == {"system"}
+    assert hooks == [line.strip().replace("$(PY)", ".venv/bin/python") for line in recipe.splitlines()[1:]]
 
 
 def test_torchvision_imports_beside_any_torch():
