@@ -40,7 +40,7 @@ def choose(labels: np.ndarray, per_class: int, rng: np.random.Generator) -> np.n
 
 
 def save(path: Path, **arrays: np.ndarray) -> None:
-    """An npz whose bytes depend on the arrays alone (numpy's own writer stamps the time)."""
+    """An npz whose bytes depend only on the arrays (numpy's own writer stamps the time)."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
         for name, array in arrays.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from lib import ROOT, data, evaluate, files, params
 from lib.data import outliers
 from lib.measures import attacks, metrics, purification, uncertainty
-from lib.measures import worst_case as attack_on
+from lib.measures.worst_case import log_p_x, max_p_y, worst_case_scores
 from lib.parts.energy import Energy, resolve_precision
 from lib.training import distributed
 
@@ -68,7 +68,7 @@ def detection(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tens
 
 
 def scores_of(trained: evaluate.Trained) -> tuple[str, ...]:
-    """Classifiers have two scores, AT-EBM's one logit has log p(x) alone."""
+    """Classifiers have two scores, AT-EBM's one logit has only log p(x)."""
     return uncertainty.SCORES if trained.model.head.out_features > 1 else uncertainty.SCORES[:1]
 
 
@@ -84,7 +84,7 @@ def robustness(model, x: Tensor, y: Tensor, sizes: dict, device="cpu") -> dict:
     return out
 
 
-def hardened(trained: evaluate.Trained, split: data.Split, sizes: dict, device="cpu") -> dict:
+def purified_robustness(trained: evaluate.Trained, split: data.Split, sizes: dict, device="cpu") -> dict:
     """Accuracy of the defended classifier, purified by the model's own chain, under PGD, EOT and BPDA (SADA-JEM Sec. 4.4):
     norm -> radii (255ths) and attack -> accuracies; 'undefended' is plain PGD on the bare classifier."""
     s = sizes["purified"]
@@ -125,13 +125,13 @@ def worst_case(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Ten
     out: dict[str, dict[str, dict]] = {}
     radius = s["radius"] * (1 - low)
     for name in scores_of(trained):
-        score = {"log_p_x": attack_on.log_p_x, "max_p_y": attack_on.max_p_y}[name](trained.model)
-        own = attack_on.worst_case_scores(score, inside, epsilon=0, low=low, device=device)
+        score = {"log_p_x": log_p_x, "max_p_y": max_p_y}[name](trained.model)
+        own = worst_case_scores(score, inside, epsilon=0, low=low, device=device)
         out[name] = {}
         for kind, x in outside.items():
             x = x[: s["images"]]
-            clean = attack_on.worst_case_scores(score, x, epsilon=0, low=low, device=device)
-            worst = attack_on.worst_case_scores(
+            clean = worst_case_scores(score, x, epsilon=0, low=low, device=device)
+            worst = worst_case_scores(
                 score, x, epsilon=radius, steps=s["steps"], restarts=s["restarts"], low=low, device=device
             )
             out[name][kind] = {
@@ -163,7 +163,7 @@ def apply(name: str, what: list[str], profile: str | None = None, device: str | 
     measure = {
         "robustness": lambda: robustness(trained.model, split.x_test[:n], split.y_test[:n], sizes, place),
         "ood": lambda: detection(trained, split.x_test, outside, place),
-        "purified": lambda: hardened(trained, split, sizes, place),
+        "purified": lambda: purified_robustness(trained, split, sizes, place),
         "worst_case": lambda: worst_case(trained, split.x_test, outside, sizes, place),
     }
     return {"run": name, "title": run.title, "data": split.title, "seed": trained.seed, **{w: measure[w]() for w in what}}

@@ -156,7 +156,7 @@ class Book:
     # ------------------------------------------------- runs that diverged early, or a profile that keeps no snapshots
     def snapshots(self, run: str):
         """What was measured along a run's training, first seed, as a pandas DataFrame with a row for each snapshot; where
-        none was kept, the end alone."""
+        none was kept, only the end."""
         import pandas as pd
 
         end = self.metrics(run)["seeds"][0]
@@ -278,7 +278,9 @@ def pages(folder: Path | None = None) -> list[Path]:
         written.append(folder / f"{source.stem}.html")
         files.write_text(written[-1], re.sub(r'(href="[^":]+)\.ipynb(["#])', r"\1.html\2", body))
     if dead := dead_links(written):
-        raise data.DataError(f"{folder} has {len(dead)} links that lead nowhere, the first {dead[0]}: mend it in notebooks/")
+        raise data.DataError(
+            f"{folder} has {len(dead)} links that lead nowhere, the first {dead[0]}: correct it in notebooks/"
+        )
     return written
 
 

@@ -2,7 +2,7 @@
 
     python -m lib.environment           what `make` does first; nothing where that is done already
 
-Needs the standard library alone. It prints the Python to go on with: `.venv/bin/python -m lib.pipeline` (on Windows
+Needs only the standard library. It prints the Python to go on with: `.venv/bin/python -m lib.pipeline` (on Windows
 `.venv\\Scripts\\python -m lib.pipeline`) is `make repro`, `... -m pytest` is `make test`.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
         set_up(folder)
     except subprocess.CalledProcessError as e:
         raise ValueError(
-            f"pip ended with status {e.returncode}, for the reason above: mend it and run the same command again"
+            f"pip ended with status {e.returncode}, for the reason above: correct it and run the same command again"
         ) from None
     print(python_of(folder).relative_to(ROOT).as_posix())
 

@@ -109,7 +109,7 @@ def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict:
 
 
 def read_tensors(path: Path, remedy: str, device="cpu"):
-    """What torch.save wrote, tensors in plain containers alone: a file may ask for code, and none is run.
+    """What torch.save wrote, only tensors in plain containers: a file may ask for code, and none is run.
 
     The checksums that the archive holds are tested: torch itself does not look at them.
     Raises: DataError where the file is missing or damaged; MemoryError, OSError where the machine fails.

@@ -1,7 +1,7 @@
 """Train and measure what is pending, the most important first, within a number of minutes:
 
     python -m lib.fleet --profile gpu                               what is pending
-    python -m lib.fleet --profile gpu --minutes 25 --pack packed    25 minutes of it, then a few files to take along
+    python -m lib.fleet --profile gpu --minutes 25 --pack packed    25 minutes of it, then a few files to take away
     python -m lib.fleet --profile gpu --unpack packed --minutes 25 --pack packed    on the next machine, from there
 
 For GPUs that are rented or taken away. A job is one seed of one run; the same command continues an interrupted one
@@ -33,7 +33,7 @@ STAGES = {"metrics": "evaluate", "applications": "apply"}  # dvc.yaml's, by what
 
 @dataclass(frozen=True)
 class Job:
-    """One seed of one run. `run` is configured for this seed alone."""
+    """One seed of one run. `run` is configured for this seed only."""
 
     run: params.Run
     seed: int
@@ -47,8 +47,8 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """Apart from lib.train's own, which a finished run clears for all seeds. The two know nothing of each other: train
-        a run by one of them at a time."""
+        """Separate from lib.train's own, which a finished run clears for all seeds. The two know nothing of each other:
+        train a run by one of them at a time."""
         return ROOT / "scratch" / "fleet" / f"seed{self.seed}"
 
     @property
@@ -122,8 +122,8 @@ def seeds_of(run: params.Run) -> list[Job]:
 
 
 def prepare(profile: str) -> None:
-    """The data that are not yet there, or damaged, a line each. A set that cannot be had stops the jobs that need it
-    alone."""
+    """The data that are not yet there, or damaged, a line each. A set that cannot be had stops only the jobs that
+    need it."""
     for role in params.scale(profile)["data"]:
         if _prepared(profile, role):
             continue
@@ -141,7 +141,7 @@ def _prepared(profile: str, role: str) -> bool:
     try:
         data.load(profile, role)
     except data.DataError as e:
-        print(f"prepared anew: {e}", flush=True)
+        print(f"prepared again: {e}", flush=True)
         return False
     return True
 
@@ -217,7 +217,7 @@ def measure(every: list[Job], deadline: float) -> None:
         print(f"{name} {path.parent.name}: {line} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def commit(profile: str, every: list[Job]) -> None:
+def commit_to_dvc(profile: str, every: list[Job]) -> None:
     """Tell DVC that what is here is its stages' result: otherwise `dvc repro` would remove it and train again.
     Raises: DataError; ConfigError where params.yaml has another profile, which is the one that DVC would write down."""
     if (now := params.load()["profile"]) != profile:
@@ -231,8 +231,8 @@ def commit(profile: str, every: list[Job]) -> None:
     print(f"{len(stages)} stages committed to dvc.lock")
 
 
-def luggage(profile: str, every: list[Job]) -> list[Path]:
-    """What a pack takes along, the most important first: numbers and figures, weights and buffers of finished jobs,
+def to_pack(profile: str, every: list[Job]) -> list[Path]:
+    """What goes into a pack, the most important first: numbers and figures, weights and buffers of finished jobs,
     what unfinished ones continue from, prepared data (a checkpoint is bound to theirs), snapshots, executed notebooks."""
     shown = sorted(f for f in (ROOT / "results" / profile).rglob("*") if f.is_file() and ".part" not in f.suffix)
     done, begun = [j for j in every if j.finished], [(j, c) for j in every if not j.finished and (c := j.checkpoint)]
@@ -291,9 +291,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and measure what is pending, within a number of minutes.")
     parser.add_argument("--profile", choices=params.PROFILES)
     parser.add_argument(
-        "--minutes", type=files.amount, default=0.0, help="for all of it, packing apart; 0: say what is pending"
+        "--minutes", type=files.amount, default=0.0, help="for all of it except packing; 0: say what is pending"
     )
-    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="only these")
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="a pack's folder, or its manifest: continue from it")
     parser.add_argument(
         "--commit", action="store_true", help="tell DVC of what is finished, so that it is not trained again"
@@ -322,10 +322,10 @@ def _main(args) -> int:
     measure(every, began + seconds)
     print(table(every))
     if args.commit:
-        commit(profile, every)
+        commit_to_dvc(profile, every)
     if args.pack:
         m = packing.pack(
-            luggage(profile, every), ROOT, args.pack, f"fleet-{profile}", count=args.files, megabytes=args.megabytes
+            to_pack(profile, every), ROOT, args.pack, f"fleet-{profile}", count=args.files, megabytes=args.megabytes
         )
         print(f"packed {len(m['files'])} files as {len(m['parts']) + 1} in {args.pack}; {len(m['left_out'])} did not fit")
     left = [j for j in every if not j.finished]

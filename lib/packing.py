@@ -154,6 +154,6 @@ def _check(entry: tarfile.TarInfo, manifest: Path, inside: tuple[str, ...]) -> N
     path = PurePosixPath(entry.name)
     if not (entry.isfile() and len(path.parts) > 1 and path.parts[0] in inside and ".." not in path.parts):
         raise DataError(
-            f"{manifest} holds {entry.name!r}: expected plain files in {', '.join(f'{i}/' for i in inside)} "
-            "alone; nothing was restored: take no pack from a stranger"
+            f"{manifest} holds {entry.name!r}: expected only plain files in {', '.join(f'{i}/' for i in inside)}; "
+            "nothing was restored: use packs from a source that you trust"
         )

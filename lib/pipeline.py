@@ -6,7 +6,7 @@
 
 DVC decides what is out of date, hashes, caches and writes dvc.lock, in this process; only the stages' commands run
 elsewhere. `python -m lib.X ...` starts in a copy of a process that has imported torch already, where the system can
-fork: a stage of the smoke profile takes a second, and its imports alone take several. Each stage's output goes to
+fork: a stage of the smoke profile takes a second, and its imports take several. Each stage's output goes to
 scratch/logs/<stage>.log. A second `dvc repro` or pipeline at the same time is refused by DVC's own locks.
 """
 

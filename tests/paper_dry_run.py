@@ -9,7 +9,7 @@ notebooks   all of them, or those named, two side by side
 register    merge what they recorded; the model cards
 
 `tests/test_paper_profile.py` makes the copy and calls this with the copy's lib and tests on PYTHONPATH. Inception is a
-scripted stand-in, and generated files have other checksums than published ones: replaced in this process alone.
+scripted stand-in, and generated files have other checksums than published ones: replaced in this process only.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def test_an_interrupted_job_continues_elsewhere(machine, monkeypatch, capsys, tm
     [job] = fleet.jobs("smoke", ["sada-k5"])
     fleet.work([job], time.monotonic() + 0.01)
     assert job.checkpoint and not job.finished
-    packing.pack(fleet.luggage("smoke", [job]), fleet.ROOT, tmp_path / "pack", "fleet-smoke")
+    packing.pack(fleet.to_pack("smoke", [job]), fleet.ROOT, tmp_path / "pack", "fleet-smoke")
     fresh = machine("b", prepared=False)
     fleet.restore(tmp_path / "pack", "smoke")
     assert job.checkpoint.is_relative_to(fresh)
@@ -269,7 +269,7 @@ def test_damaged_data_are_prepared_anew(machine, monkeypatch, capsys):
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     status, out = command(monkeypatch, capsys, "--minutes", 5)
-    assert status == 0 and out[0].startswith(f"prepared anew: {path} is damaged (torn") and path.read_bytes() == whole
+    assert status == 0 and out[0].startswith(f"prepared again: {path} is damaged (torn") and path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("nth", range(1, 12, 2))
@@ -417,7 +417,7 @@ def test_a_pack_writes_nowhere_else(evil, tmp_path):
     (tmp_path / "x.tar.gz.00").write_bytes(out.getvalue())
     digest = hashlib.sha256(out.getvalue()).hexdigest()
     (tmp_path / "x.json").write_text(json.dumps({"parts": [{"name": "x.tar.gz.00", "sha256": digest}]}), encoding="utf-8")
-    with pytest.raises(data.DataError, match="expected plain files in artifacts/, results/, scratch/ alone; nothing was"):
+    with pytest.raises(data.DataError, match="expected only plain files in artifacts/, results/, scratch/; nothing was"):
         packing.unpack(tmp_path / "x.json", tmp_path / "to", inside=fleet.FOLDERS)
     assert not (tmp_path / "to").exists()
 

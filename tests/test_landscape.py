@@ -250,7 +250,7 @@ def test_parts_that_are_linear_or_skip_parameters():
     assert landscape.largest_eigenvalue(model, terms[1]) == (0, 0, 1)
     whole = Quadratic([1] * 6)
     assert landscape.largest_eigenvalue(whole, lambda: 2 * whole.weight.sum()) == (0, 0, 1)
-    assert landscape.rise(model, terms[1], 0.5) == pytest.approx(0.5 * 18**0.5)  # linear: rho |g|
+    assert landscape.sharpness(model, terms[1], 0.5) == pytest.approx(0.5 * 18**0.5)  # linear: rho |g|
 
 
 def test_rise_of_a_quadratic_is_the_closed_form():
@@ -258,8 +258,8 @@ def test_rise_of_a_quadratic_is_the_closed_form():
     t, before, rho = model.weight.detach().flatten().clone(), model.weight.detach().clone(), 0.2
     g = model.A @ t + model.b
     expected = rho * g.norm() + 0.5 * rho**2 * (g @ model.A @ g) / g.norm() ** 2
-    assert landscape.rise(model, model.loss, rho) == pytest.approx(expected.item())
-    assert landscape.rise(model, [model.loss, model.loss], rho) == pytest.approx(2 * expected.item())
+    assert landscape.sharpness(model, model.loss, rho) == pytest.approx(expected.item())
+    assert landscape.sharpness(model, [model.loss, model.loss], rho) == pytest.approx(2 * expected.item())
     assert torch.equal(model.weight, before) and model.weight.grad is None
 
 
@@ -267,9 +267,9 @@ def test_errors_name_the_remedy(rng):
     model, flat = networks.MLP(2, 3, width=6), Quadratic([1] * 6)
     energy = landscape.mean_energy(Energy(model.eval()), torch.zeros(4, 2))
     for call, remedy in (
-        (lambda: landscape.rise(model, energy, 0.1), "parts"),
+        (lambda: landscape.sharpness(model, energy, 0.1), "parts"),
         (lambda: landscape.largest_eigenvalue(model, energy), "parts"),
-        (lambda: landscape.rise(flat, flat.loss, 0.1), "largest_eigenvalue"),  # at the minimum
+        (lambda: landscape.sharpness(flat, flat.loss, 0.1), "largest_eigenvalue"),  # at the minimum
         (lambda: landscape.largest_eigenvalue(flat, flat.loss, which="min"), "'max' or 'magnitude'"),
         (lambda: landscape.largest_eigenvalue(flat, lambda: flat.loss() / 0, 5), "finite"),
         (lambda: landscape.parts(len, torch.zeros(3), torch.zeros(2), batch=2), "equally many"),
@@ -278,4 +278,4 @@ def test_errors_name_the_remedy(rng):
             call()
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="requires_grad_"):
-        landscape.rise(model, lambda: model(torch.zeros(1, 2)).sum(), 0.1)
+        landscape.sharpness(model, lambda: model(torch.zeros(1, 2)).sum(), 0.1)

@@ -92,7 +92,7 @@ BOTH = pytest.mark.parametrize(
 
 @BOTH
 def test_extracted_files_are_read_and_verified(tmp_path, monkeypatch, name, kind):
-    """torchvision itself looks at the packed files' checksums alone, and at those only when it fetches them."""
+    """torchvision itself looks only at the packed files' checksums, and only when it fetches them."""
     folder, arrays = extracted(tmp_path, kind, monkeypatch)
     assert all(np.array_equal(a, b) for a, b in zip(sources.full(name), arrays))
     for i, path in enumerate(folder / file.removesuffix(".gz") for file, _ in kind.resources):
@@ -191,7 +191,7 @@ def md5(path):
 
 
 def write_cifar(folder, monkeypatch, kind, labels, key):
-    """Small files in CIFAR's format, in place of the published ones: (training images, test images)."""
+    """Small files in CIFAR's format, instead of the published ones: (training images, test images)."""
     monkeypatch.setattr(kind, "url", (folder / "nowhere.tar.gz").as_uri())  # a test downloads nothing
     home, found = folder / kind.base_folder, {}
     home.mkdir()

@@ -25,7 +25,7 @@ def test_ece_is_torchmetrics_binary(dtype):
     assert uncertainty.ece(p, hit) == pytest.approx(theirs, abs=1e-6)
     assert uncertainty.ece(p.numpy(), hit.numpy()) == uncertainty.ece(p, hit)
     edges = torch.linspace(0, 1, 21, dtype=dtype)
-    for e in edges:  # each alone, so that nothing can average out
+    for e in edges:  # each by itself, so that nothing can average out
         two, wrong = torch.stack([e, e - 1e-4, e + 1e-4]).clamp(0, 1), torch.tensor([1, 0, 1])
         assert uncertainty.ece(two, wrong) == pytest.approx(
             binary_calibration_error(two, wrong, n_bins=20, norm="l1").item(), abs=1e-6

@@ -97,7 +97,7 @@ def test_a_quadratic_is_climbed_although_the_first_step_is_twice_too_long():
     assert (best - centre).abs().max() < 0.01 and s > -1e-3 * score(x + 0.2).abs()
 
     def gradient(x, y):
-        return worst_case._climb(score, x)
+        return worst_case._value_and_gradient(score, x)
 
     stuck = attacks.pgd(
         None,
@@ -151,7 +151,7 @@ def test_on_a_bumpy_score_it_beats_plain_pgd_of_any_step_size():
     ours = adaptive_pgd(bumpy, x, epsilon=0.6, steps=50, restarts=1, generator=seeded())[1]
 
     def gradient(x, y):
-        s, g = worst_case._climb(bumpy, x)
+        s, g = worst_case._value_and_gradient(bumpy, x)
         seen.append(s)
         return s, g
 
@@ -264,7 +264,7 @@ def test_scores_are_what_they_say(rng):
 def test_confidence_does_not_saturate():
     f = torch.tensor([[30.0, 0.0, -1.0], [40.0, 0.0, -1.0]])
     assert (f.softmax(1).amax(1) == 1).all() and (f.log_softmax(1).amax(1) == 0).all(), "p and log p tie"
-    s, g = worst_case._climb(worst_case.max_p_y(Logits()), f)
+    s, g = worst_case._value_and_gradient(worst_case.max_p_y(Logits()), f)
     assert s[1] == pytest.approx(s[0].item() + 10) and (g[:, 0] == 1).all()
 
 

@@ -134,7 +134,7 @@ def _grad(out: Tensor, ps: Sequence[Tensor], graph: bool = False) -> Tensor:
     if not (ps and out.requires_grad):
         raise ValueError(
             f"loss {float(out):.4g} without a graph, {len(ps)} trainable parameters: expected both; call "
-            "model.requires_grad_(True), and give parts(...) in place of mean_energy(...)"
+            "model.requires_grad_(True), and give parts(...) instead of mean_energy(...)"
         )
     return torch.cat([g.flatten() for g in torch.autograd.grad(out, ps, create_graph=graph, materialize_grads=True)])
 
@@ -184,9 +184,9 @@ def largest_eigenvalue(
     return max(first, second)._replace(steps=first.steps + second.steps)
 
 
-def rise(model: nn.Module, loss: Loss, rho: float) -> float:
-    """L(theta + rho g / |g|) - L(theta), g = dL/dtheta: to first order the worst rise in a ball of radius rho, in units
-    of the weights (SADA-JEM Eq. 7, which trains with 0.2). loss: () -> scalar with a graph, or parts(...)."""
+def sharpness(model: nn.Module, loss: Loss, rho: float) -> float:
+    """L(theta + rho g / |g|) - L(theta), g = dL/dtheta: to first order SAM's sharpness, the largest rise in a ball of radius
+    rho, in units of the weights (SADA-JEM Eq. 7, which trains with 0.2). loss: () -> scalar with a graph, or parts(...)."""
     ps, terms = [p for p in model.parameters() if p.requires_grad], [loss] if callable(loss) else loss
     g = _total(_grad(term(), ps) for term in terms)
     if not (rho > 0 and 0 < g.norm() < float("inf")):

@@ -9,7 +9,7 @@ chains (EOT), whose gradient at the purified images is handed back (BPDA); 150 c
 `eot`, through the chain, is in neither code. Where ours differs: theirs tests every state that PGD passes, an image
 broken once being broken (ours tests the last); steps by 2/255 of [0, 1] in any ball (ours by 2.5 epsilon / steps);
 does not clip its chains. As released, SADA-JEM's code cannot purify: its configuration has 0 Langevin steps, which is
-plain PGD (Hill et al.: 1500), and with more it takes -E for E, of the first image of a batch alone.
+plain PGD (Hill et al.: 1500), and with more it takes -E for E, of the first image of a batch only.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def eot(
     generator: torch.Generator | None = None,
     chunk: int = CHUNK,
 ) -> LossGradient:
-    """EOT alone: as `bpda`, but the gradient passes through the chain, whose derivative holds Hessians of E.
+    """EOT without BPDA: as `bpda`, but the gradient passes through the chain, whose derivative holds Hessians of E.
 
     Exact for the noise drawn, at four to five times the price, and every step stays in memory: `chunk` counts the
     states of all steps. A pixel loses its own gradient where a step clips it to the range, so that this attack can be

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.parts.attacks import TINY, check, over_images, steepest, uniform_in_ball
+from lib.parts.attacks import TINY, broadcast, check, steepest, uniform_in_ball
 from lib.parts.energy import energy
 
 MOMENTUM = 0.75  # alpha: the share of the new step; 1 - alpha carries the last move on
@@ -74,13 +74,13 @@ def adaptive_pgd(
     """
     check(x, [epsilon], norm, steps, restarts, low, high)
     x = x.detach()
-    best, top = x.clone(), _climb(score, x)[0]  # the clean images
+    best, top = x.clone(), _value_and_gradient(score, x)[0]  # the clean images
     if not top.isfinite().all():
         raise ValueError(f"{(~top.isfinite()).sum()} of {len(x)} clean scores are not finite: has the model diverged?")
     for _ in range(restarts if epsilon else 0):
         start = (x + uniform_in_ball(x, epsilon, norm, generator)).clamp(low, high)
         found, s = _chain(score, x, start, epsilon, norm, steps, low, high)
-        best, top = _pick(s > top, (found, s), (best, top))
+        best, top = _where(s > top, (found, s), (best, top))
     return best, top
 
 
@@ -147,8 +147,8 @@ def project(z: Tensor, x: Tensor, epsilon: float, norm: str, low: float, high: f
     t = d.new_zeros(len(d), *[1] * (d.dim() - 1))
     for _ in range(8):
         free = (t * d >= down) & (t * d <= up)
-        spent = over_images((d.clamp(down, up) * ~free).flatten(1).square().sum(1), d)
-        rest = over_images((d * free).flatten(1).square().sum(1), d).clamp_min(TINY**2)
+        spent = broadcast((d.clamp(down, up) * ~free).flatten(1).square().sum(1), d)
+        rest = broadcast((d * free).flatten(1).square().sum(1), d).clamp_min(TINY**2)
         t = torch.maximum(t, ((epsilon**2 - spent).clamp_min(0) / rest).sqrt().clamp_max(1))
     return (x + t * d).clamp(low, high)
 
@@ -157,27 +157,27 @@ def _chain(
     score: Score, x: Tensor, start: Tensor, epsilon: float, norm: str, steps: int, low: float, high: float
 ) -> tuple[Tensor, ...]:
     """Croce & Hein's Algorithm 1, each image with its own step size -> best images, their scores."""
-    now, before, (s, g) = start, start, _climb(score, start)
+    now, before, (s, g) = start, start, _value_and_gradient(score, start)
     best: tuple[Tensor, ...] = (now, s, g)
     last = (0, s)  # the last checkpoint and its best score
     step = torch.full_like(s, 2 * epsilon)  # the ball's diameter: explore first
     halved, rises = torch.zeros_like(s).bool(), torch.zeros_like(s)  # rises: how many since the last checkpoint
     for k in range(1, steps + 1):
-        z = project(now + over_images(step, x) * steepest(g, norm), x, epsilon, norm, low, high)
+        z = project(now + broadcast(step, x) * steepest(g, norm), x, epsilon, norm, low, high)
         if k > 1:
             z = project(now + MOMENTUM * (z - now) + (1 - MOMENTUM) * (now - before), x, epsilon, norm, low, high)
-        before, now, s_before, (s, g) = now, z, s, _climb(score, z)
+        before, now, s_before, (s, g) = now, z, s, _value_and_gradient(score, z)
         rises = rises + (s > s_before)
-        best = _pick(s > best[1], (now, s, g), best)
+        best = _where(s > best[1], (now, s, g), best)
         if k in checkpoints(steps):
             halved = (rises < ENOUGH * (k - last[0])) | (~halved & (best[1] == last[1]))
             step = torch.where(halved, step / 2, step)
-            now, s, g = _pick(halved, best, (now, s, g))  # go on from the best point
+            now, s, g = _where(halved, best, (now, s, g))  # go on from the best point
             rises, last = torch.zeros_like(s), (k, best[1])
     return best[:2]
 
 
-def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/dx alone, none of the weights
+def _value_and_gradient(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/dx, none of the weights
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         s = score(x)
@@ -186,5 +186,5 @@ def _climb(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:  # s(x) (B,); ds/d
         return s.detach(), torch.autograd.grad(s.sum(), x)[0]
 
 
-def _pick(mask: Tensor, yes, no) -> tuple[Tensor, ...]:  # by mask (B,), of tensors (B, ...)
-    return tuple(torch.where(over_images(mask, a), a, b) for a, b in zip(yes, no, strict=True))
+def _where(mask: Tensor, yes, no) -> tuple[Tensor, ...]:  # by mask (B,), of tensors (B, ...)
+    return tuple(torch.where(broadcast(mask, a), a, b) for a, b in zip(yes, no, strict=True))

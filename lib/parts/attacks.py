@@ -83,18 +83,18 @@ def pgd(
         if best is None:
             best, highest = x_adv, loss
         better = loss > highest
-        best, highest = torch.where(over_images(better, x), x_adv, best), torch.where(better, loss, highest)
+        best, highest = torch.where(broadcast(better, x), x_adv, best), torch.where(better, loss, highest)
     return best
 
 
 # ------------------------------------------------------------------------------------------- balls and directions
-def over_images(v: Tensor, x: Tensor) -> Tensor:
+def broadcast(v: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...), to broadcast over x."""
     return v.view(-1, *[1] * (x.dim() - 1))
 
 
 def length(x: Tensor) -> Tensor:
-    return over_images(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
+    return broadcast(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
 
 
 def steepest(g: Tensor, norm: str) -> Tensor:
@@ -113,7 +113,7 @@ def uniform_in_ball(x: Tensor, epsilon: float, norm: str, generator) -> Tensor:
     else:
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         radius = torch.rand(len(x), generator=generator, dtype=x.dtype) ** (1 / x[0].numel())
-        d = over_images(radius, x) * z / length(z)
+        d = broadcast(radius, x) * z / length(z)
     return epsilon * d.to(x.device)
 
 

@@ -28,12 +28,12 @@ from lib.plots.planes import (
 )
 from lib.plots.sharpness import (
     ascent_steps,
-    climbs,
     descents,
     landscape_lines,
     landscape_surfaces,
     radius_sweep,
     sharp_and_flat,
+    sharpness_curves,
 )
 from lib.plots.theme import HEAT, PALETTE, REAL, SAMPLE, style
-from lib.plots.training import growing_k, overflow, starts, steps_and_quality, travel
+from lib.plots.training import growing_k, overflow, r1_effect, starts, steps_and_quality

@@ -68,8 +68,8 @@ def radius_curves(ax, curves: dict, title: str = "", xlabel: str = "radius, 255t
 
 
 def tradeoff(hybrid: dict[str, dict], unlabelled: dict[str, float], classifiers: dict[str, float]) -> plt.Figure:
-    """Accuracy against FD-clf (log scale), with intervals: title -> metrics of a hybrid model. `unlabelled` have an FD-clf
-    alone, a tick below; `classifiers` an accuracy alone, a dashed line."""
+    """Accuracy against FD-clf (log scale), with intervals: title -> metrics of a hybrid model. `unlabelled` have only an
+    FD-clf, a tick below; `classifiers` only an accuracy, a dashed line."""
     fig, ax = plt.subplots(figsize=(8.5, 4.8))
     marks = "osD^vP*Xp<>"
     for i, (title, m) in enumerate(hybrid.items()):

@@ -175,7 +175,7 @@ def ascent_steps(T, g, rho: float, steps: dict) -> plt.Figure:
     return fig
 
 
-def climbs(radii, panels: dict) -> plt.Figure:
+def sharpness_curves(radii, panels: dict) -> plt.Figure:
     """What SAM climbs: the rise of the training loss at the worst point, to first order, over the radius.
     panels: title -> {label: (batches, len(radii))}; the mean over batches and its 95 % interval; both axes logarithmic."""
     fig, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 3.7), squeeze=False)

@@ -100,7 +100,7 @@ def growing_k(quality: dict, training: dict, threshold: float) -> plt.Figure:
     return fig
 
 
-def travel(rows: dict, columns: int = 8) -> plt.Figure:
+def r1_effect(rows: dict, columns: int = 8) -> plt.Figure:
     """R1's effect, a row per setting. rows: title -> {label: dict of table (iteration, accuracy, share), starts and ends,
     uint8 (n, C, H, W)}, two labels. Accuracy of D, distance over K alpha, and starts above ends for both."""
     fig, axes = plt.subplots(
