@@ -35,7 +35,7 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
     found = {}
     for other in params.scale(profile)["data"]:
         p = params.data(profile, other)
-        if other == role or p is None or p.name == split.name:  # one class of the data is no other data
+        if other == role or p is None or p.name == split.name:  # one class of the data is not another data set
             continue
         images = data.load(profile, other)
         if images.shape == split.shape:

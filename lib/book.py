@@ -128,7 +128,7 @@ class Book:
 
     def _record(self, id: str, paths, runs, dataset: str, stand_in: str) -> None:
         if id not in papers.ARTEFACTS:
-            raise KeyError(f"{id!r} is no artefact of the papers; see lib.papers.ARTEFACTS")
+            raise KeyError(f"{id!r} is not an artefact of the papers: see lib.papers.ARTEFACTS")
 
         about = papers.ARTEFACTS[id]
         seeds = sorted({s for r in runs for s in params.run(r, self.profile).seeds})

@@ -1,7 +1,7 @@
 """Files that are whole or absent, in UTF-8 with \\n; and one line, with its name and the remedy, for one that is damaged.
 
-A file is written beside its place, forced to disk, then renamed. Reading tells damage, which the remedy cures, from a
-fault of the machine (no memory, no permission, a failing disk), which says nothing about the file.
+A file is written beside its place, forced to disk, then renamed. Reading distinguishes damage, which the remedy cures,
+from a fault of the machine (no memory, no permission, a failing disk), which says nothing about the file.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def read_tensors(path: Path, remedy: str, device="cpu"):
     import torch
 
     with _reading(path, remedy):
-        with path.open("rb") as f:  # legacy files of torch are no archives
+        with path.open("rb") as f:  # legacy files of torch are not archives
             if zipfile.is_zipfile(f) and zipfile.ZipFile(f).testzip():
                 raise DataError(f"{path} is damaged (its own checksums do not hold): {remedy}")
         return torch.load(path, map_location=device, weights_only=True)

@@ -128,7 +128,7 @@ def unpack(
                     shutil.copyfileobj(content, f)
                 os.utime(root / e.name, (e.mtime, e.mtime))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"{manifest}: its parts are no whole archive ({e}): pack again") from e
+        raise DataError(f"{manifest}: its parts are not a whole archive ({e}): pack again") from e
     return [e.name for e in entries]
 
 
@@ -137,7 +137,7 @@ def _joined(manifest: Path) -> bytes:
     try:
         parts = [(p["name"], p["sha256"]) for p in json.loads(manifest.read_text(encoding="utf-8"))["parts"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{manifest} is no manifest of a pack ({type(e).__name__}: {e}): copy it again") from e
+        raise DataError(f"{manifest} is not the manifest of a pack ({type(e).__name__}: {e}): copy it again") from e
     pieces = []
     for name, digest in parts:
         path = manifest.parent / Path(name).name  # a part lies beside its manifest

@@ -51,7 +51,7 @@ class Failed(RuntimeError):
 # ------------------------------------------------------------------------------------------ how many side by side
 def jobs(given: str | None = None) -> int:
     """How many stages run side by side: `given`, else $JOBS, else the cores that this process may use, one GB of memory
-    for each; one where there is a GPU to share. Raises: ValueError for what is no number from 1."""
+    for each; one where there is a GPU to share. Raises: ValueError for anything but a whole number, at least 1."""
     if given := given or os.environ.get("JOBS"):
         if not given.isdigit() or int(given) < 1:
             raise ValueError(f"jobs {given!r}: expected the number of stages to run side by side, at least 1")
@@ -191,7 +191,7 @@ class Pipeline:
         self._release(stage)
 
     def _release(self, stage) -> bool:
-        """Whoever waited for this stage waits no more. Returns False, as `begin` does of a stage that need not run."""
+        """Stages that waited for this one wait no longer. Returns False, as `begin` does of a stage that need not run."""
         for needs in self.waiting.values():
             needs.discard(stage)
         return False

@@ -52,7 +52,7 @@ LAYOUT = {  # under data/raw, or under the folder that params.yaml names
     "svhn": "train_32x32.mat and test_32x32.mat",
     "imagenet32": "train_data_batch_1 to train_data_batch_10 and val_data, pickled or as .npz, in any folders",
 }
-EXAMPLE = {  # of a file, likewise
+EXAMPLE = {  # of a file there
     "celeba": "img_align_celeba/000001.jpg",
     "celeba_hq": "00000.jpg",
     "afhq_cat": "train/cat/flickr_cat_000002.jpg",
@@ -267,7 +267,7 @@ def _batch(path: Path, wanted: int | None) -> tuple[np.ndarray, np.ndarray]:
     except MemoryError as e:
         raise MemoryError(f"{path}: out of memory") from e
     except Exception as e:  # a damaged pickle may raise anything
-        raise DataError(f"{path} is no readable batch of ImageNet-32 ({type(e).__name__}: {e}): fetch it again") from e
+        raise DataError(f"{path} is not a readable batch of ImageNet-32 ({type(e).__name__}: {e}): fetch it again") from e
     fits = x.dtype == np.uint8 and y.size and x.shape == (y.size, 3072) and y.min() >= 1 and y.max() <= 1000
     if not fits:
         raise DataError(
@@ -279,7 +279,7 @@ def _batch(path: Path, wanted: int | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _some(n: int, wanted: int | None) -> np.ndarray:
-    """Indices of `wanted` of n things, chosen at random (one seed), in their order; all n where that is no fewer."""
+    """Indices of `wanted` of n things, chosen at random (one seed), in their order; all n where there are not more."""
     return np.arange(n) if wanted is None else np.sort(np.random.default_rng(0).permutation(n)[:wanted])
 
 
@@ -302,7 +302,7 @@ def image_folder(
 
     With `train` and `test`, only as many files are read, chosen at random: ImageNet at 256 pixels is 250 GB.
 
-    Raises: DataError where the folder is missing or has fewer than two images, or a file is no image.
+    Raises: DataError where the folder is missing or has fewer than two images, or a file is not an image.
     """
     folder = folder or ROOT / "data" / "raw" / name
     every = sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ + PASSED_OVER)
@@ -337,7 +337,9 @@ def _images(paths: list[Path], size: int) -> np.ndarray:
         except MemoryError as e:
             raise MemoryError(f"{path}: out of memory") from e
         except Exception as e:  # a damaged or hostile image raises many kinds, a decompression bomb its own
-            raise DataError(f"{path} is no readable image ({' '.join(str(e).split())}): fetch it again, or remove it") from e
+            raise DataError(
+                f"{path} is not a readable image ({' '.join(str(e).split())}): fetch it again, or remove it"
+            ) from e
         left, top = ((s - size) // 2 for s in image.size)
         images[i] = np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
     return images
@@ -391,7 +393,7 @@ def gaussians_of(x: Tensor, y: Tensor, name: str) -> starts.ClassGaussians:
     """The class Gaussians of uint8 images x (n, C, H, W) with labels y (n,), fitted one class at a time.
 
     Memory: the result, a (D, D) matrix of floats for each class, D = CHW (3.8 GB for CIFAR-100), and while it grows
-    a handful of such matrices in double for the one class at work (0.5 GB). Raises: DataError for an empty class.
+    a handful of such matrices in double for the class that is being fitted (0.5 GB). Raises: DataError for an empty class.
     """
     counts, D = torch.bincount(y), x[0].numel()
     if (counts == 0).any():

@@ -169,7 +169,7 @@ def test_tensors_come_back(tmp_path):
     found = files.read_tensors(tmp_path / "a.pt", "")
     assert torch.equal(found["w"], state["w"]) and found["buffer"] is None and found["rows"][0]["i"] == 1
     torch.save({"w": state["w"]}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(files.read_tensors(tmp_path / "old.pt", "")["w"], state["w"]), "legacy files are no archives"
+    assert torch.equal(files.read_tensors(tmp_path / "old.pt", "")["w"], state["w"]), "legacy files are not archives"
 
 
 # ------------------------------------------------------------------------------------------------ no other way in or out
@@ -194,7 +194,7 @@ WRITERS = (
 
 def faults(source: str, writes: bool = True) -> list[str]:
     """Text that is read or written without an encoding; with `writes`, also files that are written past lib.files."""
-    tree, safe, found = ast.parse(source), set(), []  # safe: names of what is no file in its place yet
+    tree, safe, found = ast.parse(source), set(), []  # safe: names of what is not yet a file in its place
     for name, call in _bound(tree):
         opened = [*call.args[:1], getattr(call.func, "value", None)]  # open(part), part.open()
         into_part = _name(call) == "open" and any(getattr(a, "id", "") in safe for a in opened)

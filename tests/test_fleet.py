@@ -385,7 +385,7 @@ def test_a_damaged_or_missing_part_is_named_and_nothing_restored(three, tmp_path
     with pytest.raises(data.DataError, match="x.tar.gz.01 is missing: expected 3 parts beside x.json"):
         packing.unpack(manifest, to, inside=("artifacts",))
     manifest.write_text('{"parts": 3}', encoding="utf-8")
-    with pytest.raises(data.DataError, match="x.json is no manifest of a pack"):
+    with pytest.raises(data.DataError, match="x.json is not the manifest of a pack"):
         packing.unpack(manifest, to, inside=("artifacts",))
 
 

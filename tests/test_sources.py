@@ -305,10 +305,10 @@ class Spy:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is no readable batch of ImageNet-32 .EOFError"),
-        (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [1] * 5})[:-200], "is no readable batch"),
+        (b"", "is not a readable batch of ImageNet-32 .EOFError"),
+        (pickle.dumps({"data": np.zeros((5, 3072), np.uint8), "labels": [1] * 5})[:-200], "is not a readable batch"),
         (pickle.dumps({"data": Spy(), "labels": [1]}), "asks for builtins.print, which no data need"),
-        (pickle.dumps({"images": []}), "no readable batch of ImageNet-32 .KeyError: 'data'"),
+        (pickle.dumps({"images": []}), "not a readable batch of ImageNet-32 .KeyError: 'data'"),
         (pickle.dumps({"data": np.zeros((5, 12288), np.uint8), "labels": [1] * 5}), "expected uint8 .n, 3072. and n labels"),
         (
             pickle.dumps({"data": np.zeros((5, 3072), np.float32), "labels": [1] * 5}),
@@ -354,7 +354,7 @@ def test_image_folders(tmp_path):
     flat = split.x_train.flatten(1).float()
     assert (flat.std(1) < 12).all() and set(flat.median(1).values.round().int().tolist()) <= set(range(0, 200, 10))
     (tmp_path / "a" / "99.png").write_bytes(b"no image")
-    with pytest.raises(data.DataError, match="99.png is no readable image"):
+    with pytest.raises(data.DataError, match="99.png is not a readable image"):
         sources.prepare(config)
     with pytest.raises(data.DataError, match="has 0 images: expected the .png or .jpg files of CelebA-HQ"):
         sources.prepare(params.Data(name="celeba_hq", source="folder", size=256, folder=str(tmp_path / "none")))
@@ -433,7 +433,7 @@ def test_numbers_of_no_known_range_are_refused(folder):
     from PIL import Image
 
     Image.fromarray(np.linspace(0, 3, 256, dtype=np.float32).reshape(16, 16)).save(folder / "c.png", format="TIFF")
-    with pytest.raises(data.DataError, match="c.png is no readable image .float32 from 0 to 3; expected 8 or 16 bits"):
+    with pytest.raises(data.DataError, match="c.png is not a readable image .float32 from 0 to 3; expected 8 or 16 bits"):
         sources.image_folder("celeba", folder, 16)
 
 
@@ -467,7 +467,7 @@ def large_text(path):
 )
 def test_a_hostile_or_damaged_image_is_one_line(folder, write, says):
     write(folder / "c.png")
-    with pytest.raises(data.DataError, match=f"c.png is no readable image .*{says}.*: fetch it again, or remove it") as e:
+    with pytest.raises(data.DataError, match=f"c.png is not a readable image .*{says}.*: fetch it again, or remove it") as e:
         sources.image_folder("celeba", folder, 16)
     assert "\n" not in str(e.value)
 

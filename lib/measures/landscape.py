@@ -151,7 +151,7 @@ def largest_eigenvalue(
 
     which: 'max', the largest: the sharpest way up. 'magnitude', the largest in magnitude, with its sign: what plain
     iteration finds (a tie of c and -c does not settle: see the residual). Where that is negative or has not settled,
-    'max' goes on with H + |Hv| I (afresh, if negative) and takes the greater v.Hv, which never exceeds the true one.
+    'max' goes on with H + |Hv| I (from a new v, if negative) and takes the greater v.Hv, which never exceeds the true one.
     Args: loss () -> scalar with a graph, or parts(...).   steps: at most, per iteration.   tol: on residual / |value|.
     """
     if which not in ("max", "magnitude") or steps < 1:

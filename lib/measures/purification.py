@@ -188,7 +188,7 @@ def purified_accuracy(
 
     No kind of attack is the strongest on every model: report the lowest of their accuracies.
 
-    PGD's last state is purified afresh, with noise that the attacker did not see. Each epsilon and each kind of attack
+    PGD's last state is purified once more, with noise that the attacker did not see. Each epsilon and each kind of attack
     meets the same start in the ball and the same noise of the defence. With steps = 0 every kind is plain PGD: the
     accuracy is lib.measures.attacks.robust_accuracy's, by 'ours'.
 

@@ -1,4 +1,4 @@
-"""What a classifier's confidence and an energy's level are worth: calibration, and telling other data apart.
+"""What a classifier's confidence and an energy's level are worth: calibration, and detection of other data.
 
 Calibration (JEM++ supplement Eq. 2): of the images predicted with confidence 0.8, are 80 % right?
 Detection: does a score s(x), log p(x) or max_y p(y|x), rank test images above images of another kind?
