@@ -112,7 +112,9 @@ def test_a_damaged_result_says_what_makes_it_again(at_home, tmp_path):
 )
 def test_a_curve_that_is_none_is_named(at_home, tmp_path, monkeypatch, text, says):
     (tmp_path / "curve.csv").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path, run=params.run("softmax", "smoke")))
+    monkeypatch.setattr(
+        evaluate, "load_run", lambda *given: SimpleNamespace(folder=tmp_path, run=params.run("softmax", "smoke"))
+    )
     with pytest.raises(data.DataError, match=f"curve.csv ({says}).*run `dvc repro train@jem`"):
         at_home("smoke").curve("jem")
 
