@@ -20,7 +20,6 @@ from lib.measures.worst_case import log_p_x, max_p_y, worst_case_scores
 from lib.parts.energy import Energy, resolve_precision
 from lib.training import distributed
 
-BINS = 40  # of the histograms of log p(x)
 MEASURES = ("robustness", "ood", "purified", "worst_case")
 LABELLED = ("robustness", "purified")  # those that need classes
 
@@ -48,17 +47,17 @@ def ood_sets(profile: str, role: str, n: int, seed: int = 0) -> dict[str, Tensor
 
 def detection(trained: evaluate.Trained, inside: Tensor, outside: dict[str, Tensor], device="cpu") -> dict:
     """AUROC of each score against each set, with bootstrap intervals, and histograms of log p(x) + log Z (nats)."""
-    model, low = trained.model, trained.run.low
+    model, low, how = trained.model, trained.run.low, params.measures()
     own = {s: uncertainty.scores(model, inside, s, device, low) for s in scores_of(trained)}
     theirs = {name: {s: uncertainty.scores(model, x, s, device, low) for s in own} for name, x in outside.items()}
     auroc: dict[str, dict[str, dict[str, float]]] = {name: {} for name in theirs}
     for name, scores in theirs.items():
         for s in own:
-            bounds = uncertainty.bootstrap_statistic(uncertainty.auroc, own[s], scores[s], resamples=100)
+            bounds = uncertainty.bootstrap_statistic(uncertainty.auroc, own[s], scores[s], resamples=how.resamples_auroc)
             auroc[name][s] = {"value": uncertainty.auroc(own[s], scores[s]), "low": bounds[0], "high": bounds[1]}
     every = np.concatenate([own["log_p_x"], *(t["log_p_x"] for t in theirs.values())])
     first, last = np.quantile(every, [0.005, 0.995])
-    edges = np.linspace(first, last, BINS + 1)
+    edges = np.linspace(first, last, how.histogram + 1)
     count = {
         name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist()
         for name, v in [("inside", own["log_p_x"]), *((k, t["log_p_x"]) for k, t in theirs.items())]

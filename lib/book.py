@@ -63,8 +63,8 @@ class Book:
         return data.load(self.profile, role)
 
     def metrics(self, run: str) -> dict:
-        """What lib.evaluate measured: 'seeds' (a list), 'mean', 'sd', 'title', 'data'."""
-        return self._measured("metrics", run, "evaluate")
+        """All that lib.evaluate measured: 'seeds' (a list), 'mean', 'sd', 'title', 'data'."""
+        return self._measured("details", run, "evaluate")
 
     def applications(self, run: str) -> dict:
         """What lib.applications measured: 'robustness', 'ood', 'title', 'data'."""

@@ -7,7 +7,6 @@ main methods are those that notebook 14 compares. The same results give the same
 from __future__ import annotations
 
 import argparse
-import re
 from functools import cache
 from pathlib import Path
 
@@ -33,15 +32,18 @@ def stages() -> dict:
 
 
 def main_runs() -> list[str]:
-    """The runs that notebook 14 puts into one table, as its stage lists them."""
-    found = (re.fullmatch(r"results/\$\{profile\}/metrics/(.+)\.json", d) for d in stages()["notebook-14"]["deps"])
-    return [m[1] for m in found if m]
+    """The runs that notebook 14 puts into one table: params.yaml's `main`. Raises: ConfigError for no list of runs."""
+    found, runs = params.load().get("main"), params.runs()
+    if not isinstance(found, list) or (unknown := [name for name in found if name not in runs]):
+        what = f"{unknown[0]!r} is no run" if isinstance(found, list) else f"{found!r} is no list"
+        raise params.ConfigError(f"params.yaml, main: {what}; expected names of `runs`, such as [softmax, jempp-m10]")
+    return found
 
 
 def card(name: str, profile: str) -> str | None:
     """The card of a run, Markdown; None where the profile has no data for it.
     Raises: DataError where it is not trained or not measured."""
-    measured = files.read_json(ROOT / "results" / profile / "metrics" / f"{name}.json", f"run `dvc repro evaluate@{name}`")
+    measured = files.read_json(ROOT / "results" / profile / "details" / f"{name}.json", f"run `dvc repro evaluate@{name}`")
     if "skipped" in measured:
         return None
     folder = ROOT / "artifacts" / profile / name / f"seed{measured['seeds'][0]['seed']}"

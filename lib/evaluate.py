@@ -1,7 +1,8 @@
 """Measure a trained run:  python -m lib.evaluate jempp-m10 [--profile quick]
 
-writes results/<profile>/metrics/<run>.json (kept in git), one entry per seed and their mean. The reference
-classifier and the run are read from artifacts/; nothing is trained.
+writes results/<profile>/details/<run>.json, one entry per seed and their mean, and some ten of these numbers for `dvc
+metrics show` to results/<profile>/metrics/<run>.json; both are kept in git. The reference classifier and the run are read
+from artifacts/; nothing is trained. How runs are measured: params.yaml's `measures`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +29,7 @@ from lib.models import KEPT, Trained, load_run, load_weights, read_buffer
 from lib.parts.energy import log_p_y
 from lib.training import distributed
 
-SHARE = 0.1  # of the buffer, most confident per class: the JEM++ code's protocol (it offers 0.1 and 0.9)
-RESAMPLES = 30  # of FD-clf's bootstrap interval: its matrix square roots are slow
-FRESH = 1000  # chains without the buffer: as many as the most confident share of 10,000
-SOME = 5000  # of Inception's features of the data, kept for KID
+
 
 
 @dataclass
@@ -63,17 +62,17 @@ def measure(trained: Trained, quality: Quality | None, split: data.Split, device
     its samples and of their starts from train + test images. A classifier needs no `quality`."""
     if trained.run.generation:
         return generated(trained, quality)
-    out = classified(trained, split, device) if trained.run.labelled else {}
+    how, out = params.measures(), classified(trained, split, device) if trained.run.labelled else {}
     if trained.run.step is None:
         return out
     if trained.buffer is not None:
         out |= of_buffer(trained, quality, device)
     else:
-        out["samples"] = quality(trained.sample(FRESH, seeded()), RESAMPLES)
-    n = FRESH if trained.buffer is None else len(trained.buffer)
+        out["samples"] = quality(trained.sample(how.fresh, seeded()), how.resamples_fd)
+    n = how.fresh if trained.buffer is None else len(trained.buffer)
     out["start"] = quality(data.to_bytes(trained.p0(split).sample(n, seeded()), trained.run.low))
     if quality.inception and trained.buffer is not None:  # chains that never saw the buffer
-        out["fresh"] = quality(trained.sample(min(FRESH, n), seeded(), fresh=True))
+        out["fresh"] = quality(trained.sample(min(how.fresh, n), seeded(), fresh=True))
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"] = [snapshot(trained, f, quality, split) for f in folders]
     return out
@@ -100,14 +99,14 @@ def test_logits(trained: Trained, model: torch.nn.Module, split: data.Split, dev
 def of_buffer(trained: Trained, quality: Quality, device="cpu") -> dict:
     """The replay buffer; where there are classes, also its most confident images of each, and as many at random: a Frechet
     distance grows as images get fewer, so these are the fair comparison."""
-    buffer = trained.buffer
-    out = {"buffer": quality(buffer, RESAMPLES)}
+    buffer, how = trained.buffer, params.measures()
+    out = {"buffer": quality(buffer, how.resamples_fd)}
     if not trained.run.labelled:
         return out
     p = log_p_y(metrics.logits_of(trained.model, buffer, device=device, low=trained.run.low)).exp().numpy()
-    kept = metrics.most_confident(p.max(1), p.argmax(1), SHARE)
+    kept = metrics.most_confident(p.max(1), p.argmax(1), how.confident)
     if len(kept) >= 10:
-        out["confident"] = {**quality(buffer[kept]), "share": SHARE}
+        out["confident"] = {**quality(buffer[kept]), "share": how.confident}
         out["matched"] = quality(buffer[torch.randperm(len(buffer), generator=seeded())[: len(kept)]])
     return out
 
@@ -116,8 +115,9 @@ def moments_of_data(extractor: Trained | inception.Inception, split: data.Split,
     """Moments of the features of training and test images together, by the reference classifier or by Inception. They
     are the same for every run measured by one extractor, so they are kept in scratch/, under a hash of all they depend
     on."""
-    ours = isinstance(extractor, Trained)
-    content = hashlib.sha256((extractor.folder / "weights.pt").read_bytes() if ours else extractor.key.encode())
+    ours, kept = isinstance(extractor, Trained), params.measures().kid
+    which = (extractor.folder / "weights.pt").read_bytes() if ours else f"{extractor.key} {kept}".encode()
+    content = hashlib.sha256(which)
     for part in (split.x_train, split.x_test):
         content.update(part.contiguous().numpy())
     path = ROOT / "scratch" / f"moments-{content.hexdigest()[:16]}.npz"
@@ -130,11 +130,8 @@ def moments_of_data(extractor: Trained | inception.Inception, split: data.Split,
     x = torch.cat([split.x_train, split.x_test])
     features = metrics.features_of(extractor.model, x, device)[0] if ours else extractor(x)[0]
     mean, covariance = metrics.moments(features)
-    found = metrics.Moments(
-        mean,
-        covariance,
-        None if ours else features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:SOME].numpy()],
-    )
+    some = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:kept].numpy()
+    found = metrics.Moments(mean, covariance, None if ours else features[some])
     content = io.BytesIO()
     np.savez(content, **{k: v for k, v in found._asdict().items() if v is not None})
     files.write_bytes(path, content.getvalue())
@@ -150,12 +147,12 @@ def generated(trained: Trained, quality: Quality) -> dict:
     began = time.perf_counter()
     samples = trained.perturb(sources, how.steps, how.alpha)
     seconds = (time.perf_counter() - began) / len(samples)
-    out = {"samples": quality(samples, RESAMPLES), "start": quality(sources), "seconds_per_image": seconds}
+    out = {"samples": quality(samples, params.measures().resamples_fd), "start": quality(sources), "seconds_per_image": seconds}
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"], model = [], copy.deepcopy(trained.model)
         for f in folders:
             load_weights(model, f, remedy(trained))
-            few = replace(trained, model=model).perturb(sources[:500], how.steps, how.alpha)
+            few = replace(trained, model=model).perturb(sources[: params.measures().along], how.steps, how.alpha)
             out["snapshots"].append({"iteration": int(f.name), **quality(few, brief=True)})
     return out
 
@@ -165,7 +162,7 @@ def remedy(trained: Trained) -> str:
 
 
 def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
-    """ECE with 20 bins and its bootstrap interval, and the reliability diagram (null where a bin is empty)."""
+    """ECE and its bootstrap interval, and the reliability diagram (null where a bin is empty)."""
     sure, hit = log_p_y(logits).exp().amax(1).clamp(0, 1).numpy(), (logits.argmax(1) == y).numpy()
     low, high = uncertainty.bootstrap_statistic(uncertainty.ece, sure, hit, paired=True)
     r = uncertainty.reliability(sure, hit)
@@ -216,6 +213,28 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
     return {**out, "inception": inception.SHA256} if quality and quality.inception else out
 
 
+def summary(measured: dict) -> dict:
+    """The numbers of a run for which a terminal has room (`dvc metrics show`): means over seeds, rounded; with more than one
+    seed their standard deviation. fd_clf and is_clf: of the replay buffer, or of AT-EBM's samples. {} for a skipped run."""
+    if "skipped" in measured:
+        return {}
+    m, sd, seeds = measured["mean"], measured["sd"], measured["seeds"]
+    images = "samples" if "samples" in m else "buffer"
+    found = {
+        "accuracy": m.get("accuracy"),
+        "acc_low": m.get("accuracy_low"),
+        "acc_high": m.get("accuracy_high"),
+        "ece": m.get("calibration", {}).get("ece"),
+        **{key: m.get(images, {}).get(key) for key in ("fd_clf", "fd_low", "fd_high", "is_clf")},
+    }
+    if len(seeds) > 1:
+        found |= {"acc_sd": sd.get("accuracy"), "fd_sd": sd.get(images, {}).get("fd_clf")}
+    found = {k: float(f"{v:.4g}") for k, v in found.items() if v is not None}
+    ends = Counter(s["verdict"].split()[0] for s in seeds)  # 'finished', or 'diverged at iteration 413'
+    verdict = next(iter(ends)) if len(ends) == 1 else ", ".join(f"{n} {end}" for end, n in ends.items())
+    return {**found, "seconds": round(m["seconds"], 1), "iterations": round(m["iterations"]), "verdict": verdict}
+
+
 def _over(dicts: list[dict], how) -> dict:
     out = {}
     for key, value in dicts[0].items():
@@ -233,11 +252,16 @@ def main() -> None:
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
     profile = params.profile(args.profile)
-    path = ROOT / "results" / profile / "metrics" / f"{args.run}.json"
-    files.writable(path.parent, ROOT / "scratch")
-    result = evaluate(args.run, profile)
-    files.write_json(path, result)
+    folder = ROOT / "results" / profile
+    files.writable(folder / "details", folder / "metrics", ROOT / "scratch")
+    write(folder, args.run, result := evaluate(args.run, profile))
     print(json.dumps(result.get("mean", result), indent=1))
+
+
+def write(folder: Path, name: str, measured: dict) -> None:
+    """What was measured of a run into results/<profile>/: everything to details/, then its summary to metrics/."""
+    files.write_json(folder / "details" / f"{name}.json", measured)
+    files.write_json(folder / "metrics" / f"{name}.json", summary(measured))
 
 
 if __name__ == "__main__":

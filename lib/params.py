@@ -157,6 +157,24 @@ class Run(Cell):
             yield "generation: it is how a run with a start and without a buffer makes samples; leave it out"
 
 
+class Measures(Section):
+    """How runs are measured, at every scale: params.yaml says why."""
+
+    level: Annotated[float, Field(gt=0, lt=1)]  # of every interval
+    resamples: Count  # bootstrap samples: of a mean, a calibration error, an AUROC, FD-clf
+    resamples_ece: Count
+    resamples_auroc: Count
+    resamples_fd: Count
+    bins: Count  # of calibration
+    splits: Count  # of IS
+    histogram: Count  # bars
+    confident: Annotated[float, Field(gt=0, le=1)]  # share of the buffer, per class
+    fresh: Count  # chains
+    along: Count  # images
+    kid: Annotated[int, Field(ge=2)]  # features
+    few: Count  # images
+
+
 @lru_cache
 def _read(path: str, mtime: float) -> dict:
     return yaml.safe_load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"))
@@ -231,6 +249,11 @@ def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
             f"{', '.join(INCEPTION)}, or no such key: then FD-clf and IS-clf alone are measured"
         )
     return tuple(modes)
+
+
+def measures(params: dict | None = None) -> Measures:
+    """The section `measures`. Raises: ConfigError for one that is missing, or cannot be."""
+    return _build(Measures, (params or load()).get("measures"), "measures")
 
 
 def run(name: str, profile_name: str | None = None, params: dict | None = None) -> Run:

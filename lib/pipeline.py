@@ -1,7 +1,7 @@
 """The pipeline of dvc.yaml, stages side by side:
 
     python -m lib.pipeline                       all that is out of date, as `dvc repro` would, on every core
-    python -m lib.pipeline train@jempp-m5        one stage (or some: 'train@*') and what it needs
+    python -m lib.pipeline train@jempp-m5        one stage (or some: 'train@*', 'notebook@05*') and what it needs
     python -m lib.pipeline --jobs 1              one stage after another
 
 DVC decides what is out of date, hashes, caches and writes dvc.lock, in this process; only the stages' commands run
@@ -37,7 +37,8 @@ if TYPE_CHECKING:  # half a second to import
     from dvc.stage import PipelineStage
 
 LOGS = ROOT / "scratch" / "logs"
-KINDS = ("data", "notebook-01", "train", "evaluate", "apply")  # the first pictures early; then what others wait for
+FIRST = "notebook@01_energies_in_2d"  # its pictures need no trained run
+KINDS = ("data", FIRST, "train", "evaluate", "apply")  # the first pictures early; then what others wait for
 MEMORY = 1.0  # GB that one stage may need: 0.65 measured
 PRELOADED = ("torch", "numpy", "scipy.linalg", "yaml", "pydantic", "filelock", "tqdm")  # never lib, which may be edited
 QUIET = 60.0  # seconds without a word, after which the stages at work are named
@@ -133,7 +134,8 @@ class Pipeline:
                     needed.add(stage)
                     todo += graph.successors(stage)
         kinds = {kind: i for i, kind in enumerate(KINDS)}
-        place = lambda s: (kinds.get(s.addressing.split("@")[0], len(KINDS)), order[s.addressing])
+        kind_of = lambda name: kinds.get(name, kinds.get(name.split("@")[0], len(KINDS)))
+        place = lambda s: (kind_of(s.addressing), order[s.addressing])
         self.waiting = {s: set(graph.successors(s)) for s in sorted(needed, key=place)}
         self.unwritten: list[PipelineStage] = []
         self.held: dict[PipelineStage, AbstractContextManager] = {}  # locks on what it reads and writes
@@ -236,7 +238,7 @@ class Pipeline:
                     seconds[job.name], spoke = took, time.monotonic()
                     done = count - len(self.waiting) - len(running)
                     print(f"[{done:{len(str(count))}}/{count}] {job.name:32} {took:6.1f} s", flush=True)
-                    if job.name == "notebook-01":
+                    if job.name == FIRST:
                         print("First pictures: notebooks/01_energies_in_2d.ipynb", flush=True)
                 if time.monotonic() - spoke > QUIET:
                     print("\n".join(f"  at work: {job}" for job in running.values()), flush=True)
@@ -307,7 +309,7 @@ def summary(seconds: dict[str, float]) -> str:
     """A line per kind of stage: how many, their seconds, the longest."""
     kinds: dict[str, dict[str, float]] = {}
     for name, took in seconds.items():
-        kinds.setdefault("notebook" if name.startswith("notebook") else name.split("@")[0], {})[name] = took
+        kinds.setdefault(name.split("@")[0], {})[name] = took
     lines = []
     for kind, those in kinds.items():
         longest = max(those, key=those.__getitem__)

@@ -89,7 +89,7 @@ def copy_of_the_project(home: Path) -> dict[str, str]:
 
 # All that the smoke pipeline trains and measures, and three notebooks: nbval runs all of them, so papermill and DVC need
 # not, each of which would cost ten seconds.
-STAGES = ("data", "train@*", "evaluate@*", "apply@*", "notebook-00", "notebook-01", "notebook-05")
+STAGES = ("data", "train@*", "evaluate@*", "apply@*", "notebook@00*", "notebook@01*", "notebook@05*")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ scripted stand-in, and generated files have other checksums than published ones:
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,11 @@ from test_inception import checksum, write_network
 from test_sources import write_cifar, write_imagenet32, write_svhn
 
 from lib import ROOT, applications, book, cards, evaluate, params, sources, train, vision
+from lib import files as files_
 from lib.measures import inception
 from lib.papers import register
 
+RESULTS = ROOT / "results" / "paper"
 PUBLISHED = ("softmax", "jem", "jempp-m10", "sada-k10", "at", "at-faces")  # one run a method
 FOLDERS = {
     "celeba": (70, (178, 218)),
@@ -92,6 +93,7 @@ def shrink(whole: dict) -> dict:
         },
         "worst_case": {"images": 4, "steps": 2, "restarts": 1, "radius": 0.5},
     }
+    raw["measures"].update(fresh=12, confident=0.5)  # of 40 images: a tenth would be too few to measure
     return raw
 
 
@@ -135,16 +137,10 @@ def do(name: str, apply: str = "") -> None:
     """What the stages train, evaluate and apply do for one run."""
     began = time.perf_counter()
     train.train(params.run(name, "paper"), "cpu")
-    save("metrics", name, evaluate.evaluate(name, "paper", "cpu"))
+    evaluate.write(RESULTS, name, evaluate.evaluate(name, "paper", "cpu"))
     if apply:
-        save("applications", name, applications.apply(name, apply.split(), "paper", "cpu"))
+        files_.write_json(RESULTS / "applications" / f"{name}.json", applications.apply(name, apply.split(), "paper", "cpu"))
     print(f"{name}: {time.perf_counter() - began:.1f} s", flush=True)
-
-
-def save(folder: str, name: str, result: dict) -> None:
-    path = ROOT / "results" / "paper" / folder / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def notebook(name: str) -> str | None:
@@ -162,8 +158,6 @@ def main(words: list[str]) -> None:
     apply = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["apply"]["foreach"]
     names = [n for n in params.runs() if n in words] or params.runs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "FRESH", 12)
-        patch.setattr(evaluate, "SHARE", 0.5)  # of 40 images: a tenth would be too few to measure
         if "files" in words:
             files(patch)
         patch.setattr(inception, "SHA256", checksum(ROOT / "data" / "raw" / inception.FILE))

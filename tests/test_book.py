@@ -92,7 +92,7 @@ def test_a_dead_link_is_found(written, tmp_path):
 
 def test_a_damaged_result_says_what_makes_it_again(at_home, tmp_path):
     b = at_home("smoke")
-    for kind, read, stage in (("metrics", b.metrics, "evaluate"), ("applications", b.applications, "apply")):
+    for kind, read, stage in (("details", b.metrics, "evaluate"), ("applications", b.applications, "apply")):
         with pytest.raises(data.DataError, match=f"{kind}/jem.json is missing: run `dvc repro {stage}@jem`$"):
             read("jem")
         path = tmp_path / "results" / "smoke" / kind / "jem.json"

@@ -18,13 +18,13 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         move_root(patch, home)
         data.path_of("smoke", "primary").parent.mkdir(parents=True)
-        (home / "results" / "smoke" / "metrics").mkdir(parents=True)
+        (home / "results" / "smoke" / "details").mkdir(parents=True)
         for role in ("primary", "second"):
             sources.stage("smoke", role)
         for name in ("reference", "softmax", "jempp-m5", "at"):
             train.train(params.run(name, "smoke"), "cpu", home / "artifacts", home / "scratch")
             measured = evaluate.evaluate(name, "smoke", "cpu")
-            (home / "results" / "smoke" / "metrics" / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
+            (home / "results" / "smoke" / "details" / f"{name}.json").write_text(json.dumps(measured), encoding="utf-8")
         shown = {"title": "JEM++ samples", "files": [FIGURE], "runs": ["jempp-m5"]}
         register = {"jempp-fig3": shown, "at-fig6": {"missing": "not yet"}}
         (home / "results" / "smoke" / "artefacts.json").write_text(json.dumps(register), encoding="utf-8")
@@ -32,7 +32,7 @@ def home(tmp_path_factory):
 
 
 def metrics(home, name):
-    return home / "results" / "smoke" / "metrics" / f"{name}.json"
+    return home / "results" / "smoke" / "details" / f"{name}.json"
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_seeds_divergence_and_inception_are_told(home, edited):
 
 
 def test_what_is_missing_is_named_and_a_skipped_run_has_no_card(home, monkeypatch):
-    with pytest.raises(data.DataError, match="metrics/jem.json is missing: run `dvc repro evaluate@jem`"):
+    with pytest.raises(data.DataError, match="details/jem.json is missing: run `dvc repro evaluate@jem`"):
         cards.card("jem", "smoke")
     path = metrics(home, "softmax-third")
     path.write_text('{"skipped": "profile smoke has no third data set"}', encoding="utf-8")

@@ -114,7 +114,7 @@ def test_a_missing_or_damaged_file_says_what_to_do(folder, monkeypatch):
     with pytest.raises(data.DataError) as e:
         inception.Inception("clean", folder=folder)
     assert re.search("is missing and not to be downloaded .*no route.*put the file there, from https", str(e.value))
-    assert "leave out scales.<profile>.inception" in str(e.value) and "\n" not in str(e.value)
+    assert "empty scales.<profile>.inception" in str(e.value) and "\n" not in str(e.value)
 
 
 # ------------------------------------------------------------------------------------------- FID and KID of features
@@ -213,7 +213,7 @@ def test_moments_of_the_data_are_made_once_and_kept(measured, monkeypatch):
     both = torch.cat([split.x_train, split.x_test])
     mean, covariance = metrics.moments(network(both)[0])
     assert np.allclose(again.mean, mean, atol=1e-5) and np.allclose(again.covariance, covariance, atol=1e-5)
-    assert len(again.some) == min(evaluate.SOME, len(both))
+    assert len(again.some) == min(params.measures().kid, len(both))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def trained(start):
     return start.home
 
 
-def measured(home, run, folder="metrics"):
+def measured(home, run, folder="details"):
     return json.loads((home / "results" / "paper" / folder / f"{run}.json").read_text(encoding="utf-8"))
 
 

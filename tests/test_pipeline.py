@@ -40,19 +40,20 @@ def stale(pipeline):
     return re.findall(r"Running stage '([^']+)'", dvc(pipeline, "repro", "--dry", "--glob", *STAGES))
 
 
+def measured(home, folder, run):
+    return json.loads((home / "results" / "smoke" / folder / f"{run}.json").read_text(encoding="utf-8"))
+
+
 def test_every_run_was_trained_and_measured(pipeline):
     home = pipeline[0]
     for run in params.runs():
         if params.data("smoke", params.run(run, "smoke").data) is None:  # a role of the paper profile only
-            assert "skipped" in json.loads(
-                (home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8")
-            )
+            assert "skipped" in measured(home, "details", run) and measured(home, "metrics", run) == {}
             continue
         folder = home / "artifacts" / "smoke" / run / "seed0"
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
             assert (folder / file).stat().st_size > 0
-        measured = json.loads((home / "results" / "smoke" / "metrics" / f"{run}.json").read_text(encoding="utf-8"))
-        m = measured["mean"]
+        m = measured(home, "details", run)["mean"]
         if "samples" in m:  # AT-EBM: generation only
             assert m["samples"]["fd_clf"] > 0 and m["samples"]["images"] == 40 and m["seconds_per_image"] > 0
         else:
@@ -76,7 +77,7 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
     path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"), encoding="utf-8")
     assert path.read_text(encoding="utf-8") != before
     try:
-        assert stale(pipeline) == ["notebook-00"]  # the map shows all profiles' sizes
+        assert stale(pipeline) == ["notebook@00_map"]  # the map shows all profiles' sizes
     finally:
         path.write_text(before, encoding="utf-8")
 
@@ -94,7 +95,7 @@ def test_changing_prose_reruns_that_notebook_alone(pipeline):
     nb["cells"][0]["source"] += "\nAnother sentence." if isinstance(nb["cells"][0]["source"], str) else ["\nmore"]
     path.write_text(json.dumps(nb), encoding="utf-8")
     try:
-        assert stale(pipeline) == ["notebook-01"]
+        assert stale(pipeline) == ["notebook@01_energies_in_2d"]
     finally:
         path.write_text(before, encoding="utf-8")
 

@@ -49,7 +49,7 @@ def weights(folder: Path | None = None) -> Path:
             cause = " ".join(str(e).split())[:120]
             raise DataError(
                 f"{path} is missing and not to be downloaded ({cause}): put the file there, from {URL}, or do "
-                "without FID: leave out scales.<profile>.inception"
+                "without FID: empty scales.<profile>.inception"
             ) from e
         finally:
             unfinished.unlink(missing_ok=True)

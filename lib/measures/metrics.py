@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import data
+from lib import data, params
 from lib.parts.energy import log_p_y
 
 BATCH = 500  # images at once; fewer where they are larger than 32 x 32
-FEW = 10_000  # images: with fewer, FID's bias is large, and KID, which has none, stands beside it
 
 
 class Moments(NamedTuple):
@@ -47,18 +46,26 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     return (logits.argmax(1) == y).float().mean().item()
 
 
-def bootstrap(values: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over test images. values (n,), one per image.
+def bootstrap(
+    values: np.ndarray, level: float | None = None, resamples: int | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over test images. values (n,), one per image. None: params.yaml's measures.
 
     It says how far another test set of this size might move the number; it is not the spread over seeds.
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"bootstrap: values of shape {values.shape}; expected at least two numbers in one dimension")
+    resamples = resamples or params.measures().resamples
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    means = values[picks].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values[picks].mean(1), ends(level))
     return float(low), float(high)
+
+
+def ends(level: float | None = None) -> tuple[float, float]:
+    """The quantiles between which the middle `level` of a distribution lies. None: params.yaml's measures."""
+    level = level or params.measures().level
+    return (1 - level) / 2, (1 + level) / 2
 
 
 # ---------------------------------------------------------------------------- sample quality on our features
@@ -92,11 +99,13 @@ def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) 
     return float(max(0.0, frechet_distance(a[0], a[1], b[0], b[1])))
 
 
-def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(probabilities: np.ndarray, splits: int | None = None) -> tuple[float, float]:
     """exp E_x KL(p(y|x) || p(y)), mean and standard deviation over splits. probabilities (n, C), rows sum to 1.
+    splits: None: params.yaml's measures.
 
     Between 1 and C. Raises: ValueError where there are fewer images than splits.
     """
+    splits = splits or params.measures().splits
     if len(probabilities) < splits:
         raise ValueError(f"{len(probabilities)} images for {splits} splits: expected at least one image each")
     p = np.clip(probabilities, 1e-12, 1)
@@ -123,18 +132,19 @@ def frechet_interval(
     features: np.ndarray,
     real: tuple[np.ndarray, np.ndarray],
     value: float,
-    resamples: int = 30,
-    level: float = 0.95,
+    resamples: int | None = None,
+    level: float | None = None,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Basic bootstrap interval over the images of a Frechet distance, `value`, to fixed moments `real`.
+    """Basic bootstrap interval over the images of a Frechet distance, `value`, to fixed moments `real`. None: params.yaml's
+    measures.
 
     A Frechet distance is biased upwards in small sets, and more so in resampled ones: the basic interval,
     2 value - quantiles, turns that shift around, where a percentile interval could miss the value itself.
     """
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(seed), resamples or params.measures().resamples_fd
     found = [frechet(moments(features[rng.integers(len(features), size=len(features))]), real) for _ in range(resamples)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(found, ends(level))
     return float(max(0.0, 2 * value - high)), float(2 * value - low)
 
 
@@ -142,11 +152,16 @@ def quality(images: Tensor, reference, real: tuple[np.ndarray, np.ndarray], devi
     """FD-clf to the moments `real`, and IS-clf, of uint8 images, with how many there were; with `resamples`, FD-clf's
     bootstrap interval over images."""
     feats, probs = features_of(reference, images, device)
-    score, spread = inception_score(probs, min(10, max(1, len(images) // 2)))
+    score, spread = inception_score(probs, _splits(images))
     out = {"fd_clf": frechet(moments(feats), real), "is_clf": score, "is_clf_sd": spread, "images": len(images)}
     if resamples:
         out["fd_low"], out["fd_high"] = frechet_interval(feats, real, out["fd_clf"], resamples)
     return out
+
+
+def _splits(images: Tensor) -> int:
+    """How many of IS: params.yaml's measures, or fewer, so that each has two images."""
+    return min(params.measures().splits, max(1, len(images) // 2))
 
 
 # --------------------------------------------------------------------------- sample quality on Inception's features
@@ -183,12 +198,12 @@ def kid(features: np.ndarray, real: np.ndarray, seed: int = 0) -> float:
 
 
 def inception_quality(images: Tensor, network, real: Moments) -> dict:
-    """FID and IS (10 splits) of uint8 images by an `inception.Inception`, to the moments `real` of the same mode;
-    KID beside them where images are few. Raises: ValueError where it is needed and `real` has no features for it."""
+    """FID and IS of uint8 images by an `inception.Inception`, to the moments `real` of the same mode; KID beside them where
+    images are few. Raises: ValueError where it is needed and `real` has no features for it."""
     features, probabilities = network(images)
-    score, spread = inception_score(probabilities, min(10, max(1, len(images) // 2)))
+    score, spread = inception_score(probabilities, _splits(images))
     out = {"fid": fid(features, real), "is": score, "is_sd": spread}
-    if len(images) >= FEW:
+    if len(images) >= params.measures().few:
         return out
     if real.some is None:
         raise ValueError(f"moments without features: expected some (Moments.some) for the KID of {len(images)} images")

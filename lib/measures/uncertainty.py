@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib import params
 from lib.measures import metrics
 from lib.parts.energy import energy, log_p_y
 
@@ -36,16 +37,17 @@ class Reliability:
         return float((self.count * gap).sum() / self.count.sum())
 
 
-def reliability(confidence, correct, bins: int = 20, one_apart: bool = False) -> Reliability:
+def reliability(confidence, correct, bins: int | None = None, one_apart: bool = False) -> Reliability:
     """Accuracy by confidence, in equally wide bins over [0, 1].
 
     A bin holds its lower edge but not its upper one, as in torchmetrics; the last one holds 1, too. With `one_apart`
     confidences of exactly 1 are a bin of their own, number bins + 1, of no width: torchmetrics does so.
 
     Args:
-        confidence: max_y p(y|x), (n,) in [0, 1].   correct: (n,) booleans (or 0 and 1).
+        confidence: max_y p(y|x), (n,) in [0, 1].   correct: (n,) booleans (or 0 and 1).   bins: None: params.yaml's measures.
     Raises: ValueError for unequal lengths, no image, no bin or a confidence outside [0, 1].
     """
+    bins = params.measures().bins if bins is None else bins
     p, hit = torch.as_tensor(confidence).detach().cpu(), torch.as_tensor(correct).detach().cpu().double()
     if p.dim() != 1 or p.shape != hit.shape or not len(p) or bins < 1:
         raise ValueError(
@@ -65,7 +67,7 @@ def reliability(confidence, correct, bins: int = 20, one_apart: bool = False) ->
     return Reliability(borders.astype(float), count, *means)
 
 
-def ece(confidence, correct, bins: int = 20) -> float:
+def ece(confidence, correct, bins: int | None = None) -> float:
     """Expected calibration error in [0, 1], equal to torchmetrics' (L1 norm, n_bins=bins). See `reliability`.
 
     A saturated classifier has many confidences of exactly 1. As torchmetrics keeps them apart, this can exceed
@@ -108,13 +110,19 @@ def auroc(inside, outside) -> float:
 
 
 def bootstrap_statistic(
-    statistic: Callable[..., float], *arrays, level: float = 0.95, resamples: int = 200, seed: int = 0, paired: bool = False
+    statistic: Callable[..., float],
+    *arrays,
+    level: float | None = None,
+    resamples: int | None = None,
+    seed: int = 0,
+    paired: bool = False,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of statistic(*arrays). For a mean, metrics.bootstrap is faster.
 
     Args:
         arrays: each (n_i, ...), resampled along its first axis: on its own (AUROC: images inside and outside), or
             with `paired` all by the same indices (ECE: confidence and correctness of one image).
+        level, resamples: None: params.yaml's measures, as many as of a calibration error.
     Raises: ValueError for no array, one of fewer than two entries, or unequal lengths where paired.
     """
     samples = [np.asarray(a) for a in arrays]
@@ -124,10 +132,10 @@ def bootstrap_statistic(
             f"bootstrap_statistic: lengths {sizes}, paired={paired}; expected at least two entries "
             "each, equally many where paired"
         )
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(seed), resamples or params.measures().resamples_ece
     values = []
     for _ in range(resamples):
         picks = [rng.integers(n, size=n) for n in (sizes[:1] if paired else sizes)]
         values.append(statistic(*(a[i] for a, i in zip(samples, picks * len(samples) if paired else picks, strict=True))))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, metrics.ends(level))
     return float(low), float(high)
