@@ -82,9 +82,14 @@ def test_torchvision_imports_beside_any_torch():
 
 
 def imports(path):
-    """What a file of lib imports of lib: dotted names, without what only type checkers see."""
+    """What a file of lib imports of lib: dotted names."""
+    return imports_of(path.read_text(encoding="utf-8"))
+
+
+def imports_of(text):
+    """The same, of Python's text."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
             whole = [f"{node.module}.{a.name}" for a in node.names]
             found |= {name if exists(name) else node.module for name in whole}
