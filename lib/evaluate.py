@@ -214,25 +214,26 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
 
 
 def summary(measured: dict) -> dict:
-    """The numbers of a run for which a terminal has room (`dvc metrics show`): means over seeds, rounded; with more than one
-    seed their standard deviation. fd_clf and is_clf: of the replay buffer, or of AT-EBM's samples. {} for a skipped run."""
+    """Some ten numbers of a run, for which a terminal has room (`dvc metrics show`): means over seeds, to four digits, and
+    with more than one seed their standard deviation. acc: test accuracy; fd_clf, is_clf: of the replay buffer, or of AT-EBM's
+    samples; low and high: their intervals; seconds: of training."""
     if "skipped" in measured:
-        return {}
+        return {"verdict": "skipped"}
     m, sd, seeds = measured["mean"], measured["sd"], measured["seeds"]
     images = "samples" if "samples" in m else "buffer"
     found = {
-        "accuracy": m.get("accuracy"),
+        "acc": m.get("accuracy"),
         "acc_low": m.get("accuracy_low"),
         "acc_high": m.get("accuracy_high"),
         "ece": m.get("calibration", {}).get("ece"),
         **{key: m.get(images, {}).get(key) for key in ("fd_clf", "fd_low", "fd_high", "is_clf")},
+        "seconds": m["seconds"],
     }
     if len(seeds) > 1:
         found |= {"acc_sd": sd.get("accuracy"), "fd_sd": sd.get(images, {}).get("fd_clf")}
-    found = {k: float(f"{v:.4g}") for k, v in found.items() if v is not None}
-    ends = Counter(s["verdict"].split()[0] for s in seeds)  # 'finished', or 'diverged at iteration 413'
+    ends = Counter(s["verdict"].replace("at iteration", "at") for s in seeds)  # 'finished', 'diverged at 413'
     verdict = next(iter(ends)) if len(ends) == 1 else ", ".join(f"{n} {end}" for end, n in ends.items())
-    return {**found, "seconds": round(m["seconds"], 1), "iterations": round(m["iterations"]), "verdict": verdict}
+    return {k: float(f"{v:.4g}") for k, v in found.items() if v is not None} | {"verdict": verdict}
 
 
 def _over(dicts: list[dict], how) -> dict:

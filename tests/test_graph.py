@@ -1,4 +1,5 @@
-"""dvc.yaml tells the truth: a stage depends on what its command imports of lib, as far as that can change its result."""
+"""dvc.yaml tells the truth: a stage depends on what its command imports of lib, as far as that can change its result. And
+what DVC shows of the results: some ten numbers a run."""
 
 import ast
 import json
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from test_setup import imports, imports_of
 
-from lib import ROOT, cards, params, pipeline
+from lib import ROOT, cards, evaluate, params, pipeline
 
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -190,3 +191,50 @@ def test_the_main_runs_have_cards_and_numbers():
             patch.setattr(params, "load", lambda real=real, wrong=wrong: {**real, "main": wrong})
             with pytest.raises(params.ConfigError, match=f"params.yaml, main: {says}"):
                 cards.main_runs()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"level": 95.0}, "measures.level: Input should be less than 1; got 95.0"),
+        ({"resamples_fd": 0}, "measures.resamples_fd: Input should be greater than or equal to 1; got 0"),
+        ({"confidant": 0.1}, "measures.confidant: unknown key .did you mean 'confident'"),
+        (None, "measures: None is no section"),
+    ],
+)
+def test_how_runs_are_measured_is_validated(change, says):
+    real = params.load()
+    wrong = {**real, "measures": change and {**real["measures"], **change}}
+    with pytest.raises(params.ConfigError, match=says):
+        params.measures(wrong)
+
+
+def seed(verdict="finished", **numbers):
+    return {"verdict": verdict, "seconds": 12.3456, **numbers}
+
+
+def test_a_summary_has_the_numbers_that_a_terminal_has_room_for():
+    one = {
+        "seconds": 12.3456,
+        "accuracy": 0.81954,
+        "accuracy_low": 0.8,
+        "accuracy_high": 0.84,
+        "calibration": {"ece": 0.0123456},
+    }
+    assert evaluate.summary({"seeds": [seed()], "mean": one, "sd": {}}) == {
+        "acc": 0.8195, "acc_low": 0.8, "acc_high": 0.84, "ece": 0.01235, "seconds": 12.35, "verdict": "finished",
+    }  # fmt: skip
+    of = {"fd_clf": 2.0, "is_clf": 4.0, "fd_low": 1.9, "fd_high": 2.1}
+    seeds = [seed(), seed(), seed("diverged at iteration 413")]
+    found = evaluate.summary({"seeds": seeds, "mean": {"seconds": 1.0, "samples": of}, "sd": {"samples": {"fd_clf": 0.5}}})
+    assert found == {**of, "fd_sd": 0.5, "seconds": 1.0, "verdict": "2 finished, 1 diverged at 413"}
+    assert evaluate.summary({"skipped": "profile smoke has no third data set"}) == {"verdict": "skipped"}
+
+
+def test_the_committed_summaries_are_those_of_the_details():
+    folder = ROOT / "results" / "quick"
+    details = sorted((folder / "details").glob("*.json"))
+    assert details and [p.name for p in details] == sorted(p.name for p in (folder / "metrics").glob("*.json"))
+    for path in details:
+        measured, shown = (json.loads(p.read_text(encoding="utf-8")) for p in (path, folder / "metrics" / path.name))
+        assert evaluate.summary(measured) == shown, path.stem

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import STAGES
 
-from lib import ROOT, papers, params
+from lib import ROOT, cards, papers, params
 from lib.pipeline import jobs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,7 +48,7 @@ def test_every_run_was_trained_and_measured(pipeline):
     home = pipeline[0]
     for run in params.runs():
         if params.data("smoke", params.run(run, "smoke").data) is None:  # a role of the paper profile only
-            assert "skipped" in measured(home, "details", run) and measured(home, "metrics", run) == {}
+            assert "skipped" in measured(home, "details", run) and measured(home, "metrics", run) == {"verdict": "skipped"}
             continue
         folder = home / "artifacts" / "smoke" / run / "seed0"
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
@@ -83,8 +83,14 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
 
 
 def test_metrics_and_plots_show(pipeline):
-    assert "jempp-m10.json" in dvc(pipeline, "metrics", "show")
+    table = dvc(
+        pipeline, "metrics", "show", *(f"results/smoke/metrics/{run}.json" for run in cards.main_runs())
+    ).splitlines()
+    assert len(table) == 1 + len(cards.main_runs()) and max(map(len, table)) <= 140, "room in a terminal"
     assert "file://" in dvc(pipeline, "plots", "show")
+    page = (pipeline[0] / "scratch" / "plots" / "index.html").read_text(encoding="utf-8")
+    assert page.count("vegaEmbed(") >= 1 and page.count("<img") >= 2, "curves, and the figures of notebook 05"
+    assert '"run"' in page and "jempp-m10/seed0/curve.csv" in page, "a line a run"
 
 
 def test_changing_prose_reruns_that_notebook_alone(pipeline):
