@@ -31,15 +31,6 @@ def stages() -> dict:
     return yaml.safe_load(files.read_text(ROOT / "dvc.yaml", "git checkout dvc.yaml"))["stages"]
 
 
-def main_runs() -> list[str]:
-    """The runs that notebook 14 puts into one table: params.yaml's `main`. Raises: ConfigError for no list of runs."""
-    found, runs = params.load().get("main"), params.runs()
-    if not isinstance(found, list) or (unknown := [name for name in found if name not in runs]):
-        what = f"{unknown[0]!r} is no run" if isinstance(found, list) else f"{found!r} is no list"
-        raise params.ConfigError(f"params.yaml, main: {what}; expected names of `runs`, such as [softmax, jempp-m10]")
-    return found
-
-
 def card(name: str, profile: str) -> str | None:
     """The card of a run, Markdown; None where the profile has no data for it.
     Raises: DataError where it is not trained or not measured."""
@@ -272,7 +263,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", help="default: the runs that notebook 14 compares")
     parser.add_argument("--profile", choices=params.PROFILES)
     args = parser.parse_args()
-    for path in write(params.profile(args.profile), args.runs or main_runs()):
+    for path in write(params.profile(args.profile), args.runs or params.main_runs()):
         print(path.relative_to(ROOT))
 
 

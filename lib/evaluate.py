@@ -30,8 +30,6 @@ from lib.parts.energy import log_p_y
 from lib.training import distributed
 
 
-
-
 @dataclass
 class Quality:
     """Distances of images from train + test images (the papers' reference): by the reference classifier's features, and by
@@ -147,7 +145,11 @@ def generated(trained: Trained, quality: Quality) -> dict:
     began = time.perf_counter()
     samples = trained.perturb(sources, how.steps, how.alpha)
     seconds = (time.perf_counter() - began) / len(samples)
-    out = {"samples": quality(samples, params.measures().resamples_fd), "start": quality(sources), "seconds_per_image": seconds}
+    out = {
+        "samples": quality(samples, params.measures().resamples_fd),
+        "start": quality(sources),
+        "seconds_per_image": seconds,
+    }
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"], model = [], copy.deepcopy(trained.model)
         for f in folders:

@@ -106,7 +106,7 @@ def jobs(profile: str, names: Iterable[str] = ()) -> list[Job]:
     reference classifiers, the main runs' first seeds, their other seeds, all else. Raises: ConfigError."""
     configs = {n: params.run(n, profile) for n in params.runs()}
     wanted = {n: params.run(n, profile) for n in names} or configs
-    references, main = {r.reference for r in configs.values()}, cards.main_runs()
+    references, main = {r.reference for r in configs.values()}, params.main_runs()
     order = [*main, *(n for n in configs if n not in main)]
 
     def place(job: Job):

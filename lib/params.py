@@ -157,7 +157,7 @@ class Run(Cell):
             yield "generation: it is how a run with a start and without a buffer makes samples; leave it out"
 
 
-class Measures(Section):
+class Measures(Cell):
     """How runs are measured, at every scale: params.yaml says why."""
 
     level: Annotated[float, Field(gt=0, lt=1)]  # of every interval
@@ -254,6 +254,15 @@ def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
 def measures(params: dict | None = None) -> Measures:
     """The section `measures`. Raises: ConfigError for one that is missing, or cannot be."""
     return _build(Measures, (params or load()).get("measures"), "measures")
+
+
+def main_runs() -> list[str]:
+    """The runs that notebook 14 puts into one table: `main`. Raises: ConfigError for no list of runs."""
+    found, known = load().get("main"), runs()
+    if not isinstance(found, list) or (unknown := [name for name in found if name not in known]):
+        what = f"{unknown[0]!r} is no run" if isinstance(found, list) else f"{found!r} is no list"
+        raise ConfigError(f"params.yaml, main: {what}; expected names of `runs`, such as [softmax, jempp-m10]")
+    return found
 
 
 def run(name: str, profile_name: str | None = None, params: dict | None = None) -> Run:

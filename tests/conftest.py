@@ -40,7 +40,10 @@ def tiny_split():
 
 def move_root(patch, home: Path) -> None:
     """Every module of lib reads and writes under `home` instead of under the project, whose params.yaml and data stay its own."""
+    import lib.models  # noqa: F401  # looks for trained runs, also where a test has imported only its callers
 
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "dvc.yaml", home)
     for name, module in list(sys.modules.items()):
         if name.startswith("lib.") and name not in ("lib.params", "lib.sources") and hasattr(module, "ROOT"):
             patch.setattr(module, "ROOT", home)

@@ -177,7 +177,7 @@ def main(words: list[str]) -> None:
             sys.exit("\n\n".join(wrong))
     if "register" in words:
         register.merge("paper")
-        cards.write("paper", cards.main_runs())
+        cards.write("paper", params.main_runs())
 
 
 if __name__ == "__main__":

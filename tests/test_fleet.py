@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import copy_of_the_project, move_root
 
-from lib import ROOT, cards, data, fleet, packing, params, sources, train
+from lib import ROOT, data, fleet, packing, params, sources, train
 
 NAMES = ["softmax", "jempp-m5", "at"]
 measure = fleet.measure
@@ -63,12 +63,12 @@ def shrink(monkeypatch, **changes):
 def test_the_main_runs_are_notebook_14s():
     nb = json.loads((ROOT / "notebooks" / "14_three_papers_one_table.ipynb").read_text(encoding="utf-8"))
     code = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code")
-    assert cards.main_runs() == re.findall(r'"([\w-]+)"', re.search(r"^RUNS = (\[.*?\])", code, re.M | re.S)[1])
+    assert params.main_runs() == re.findall(r'"([\w-]+)"', re.search(r"^RUNS = (\[.*?\])", code, re.M | re.S)[1])
 
 
 def test_references_come_first_then_main_runs_seed_by_seed():
     order = [(j.run.name, j.seed) for j in fleet.jobs("gpu")]
-    main = cards.main_runs()
+    main = params.main_runs()
     assert order[:4] == [("reference", 0), *(("reference-second", s) for s in (0, 1, 2))]
     assert order[4 : 4 + 3 * len(main)] == [(n, s) for s in (0, 1, 2) for n in main]
     rest = order[4 + 3 * len(main) :]

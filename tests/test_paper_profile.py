@@ -13,7 +13,7 @@ import paper_dry_run
 import pytest
 import yaml
 
-from lib import ROOT, book, cards, data, papers, params
+from lib import ROOT, book, data, papers, params
 from lib.papers import register as registered
 
 SKIP = shutil.ignore_patterns(
@@ -134,7 +134,7 @@ def test_the_register_has_files_or_a_reason_for_every_artefact(shown):
         for role in papers.ARTEFACTS[id].data:
             assert data.TITLES[params.data("paper", role).name] in entry["dataset"], f"{id}: {entry['dataset']}"
     assert not [id for id, entry in register.items() if "missing" in entry]
-    assert {p.stem for p in (shown / "results" / "paper" / "models").glob("*.md")} == set(cards.main_runs())
+    assert {p.stem for p in (shown / "results" / "paper" / "models").glob("*.md")} == set(params.main_runs())
 
 
 @pytest.mark.paper

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import STAGES
 
-from lib import ROOT, cards, papers, params
+from lib import ROOT, papers, params
 from lib.pipeline import jobs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -84,9 +84,9 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
 
 def test_metrics_and_plots_show(pipeline):
     table = dvc(
-        pipeline, "metrics", "show", *(f"results/smoke/metrics/{run}.json" for run in cards.main_runs())
+        pipeline, "metrics", "show", *(f"results/smoke/metrics/{run}.json" for run in params.main_runs())
     ).splitlines()
-    assert len(table) == 1 + len(cards.main_runs()) and max(map(len, table)) <= 140, "room in a terminal"
+    assert len(table) == 1 + len(params.main_runs()) and max(map(len, table)) <= 140, "room in a terminal"
     assert "file://" in dvc(pipeline, "plots", "show")
     page = (pipeline[0] / "scratch" / "plots" / "index.html").read_text(encoding="utf-8")
     assert page.count("vegaEmbed(") >= 1 and page.count("<img") >= 2, "curves, and the figures of notebook 05"
