@@ -235,7 +235,7 @@ def summary(measured: dict) -> dict:
         found |= {"acc_sd": sd.get("accuracy"), "fd_sd": sd.get(images, {}).get("fd_clf")}
     ends = Counter(s["verdict"].replace("at iteration", "at") for s in seeds)  # 'finished', 'diverged at 413'
     verdict = next(iter(ends)) if len(ends) == 1 else ", ".join(f"{n} {end}" for end, n in ends.items())
-    return {k: float(f"{v:.4g}") for k, v in found.items() if v is not None} | {"verdict": verdict}
+    return {k: round(float(f"{v:.4g}"), 4) for k, v in found.items() if v is not None} | {"verdict": verdict}
 
 
 def _over(dicts: list[dict], how) -> dict:
