@@ -119,7 +119,7 @@ def test_imports_point_one_way():
 
 
 def test_the_readmes_job_array_names_every_run():
-    code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    code = re.search(r'RUN=\$\(python -c "(.+?)" \|', (ROOT / "docs" / "machines.md").read_text(encoding="utf-8"))[1]
     printed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
