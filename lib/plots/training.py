@@ -124,7 +124,7 @@ def overflow(recorded: dict, live: dict, limit: float, f, weights: dict) -> plt.
     """Two objectives. recorded and live: label -> table with iteration, loss, size (mean |f|), on log axes; limit: the
     loss at which a run counts as diverged; weights: at most three labels -> (len(f),), of a sample's gradient over f."""
     fig, axes = plt.subplots(1, 3, figsize=(15.5, 4.3))
-    for ax, tables, title in zip(axes, (recorded, live), ("the runs", "live: a higher rate"), strict=True):
+    for ax, tables, title in zip(axes[:2], (recorded, live), ("the runs", "live: a higher rate"), strict=True):
         for (label, t), colour in zip(tables.items(), (PALETTE[3], PALETTE[0]), strict=True):
             ax.plot(t["iteration"], t["loss"].abs(), color=colour, lw=2, label=f"{label}: |loss|")
             ax.plot(t["iteration"], t["size"], color=colour, lw=2, ls=(0, (2, 1)), label=f"{label}: mean |f(x)|")
