@@ -197,7 +197,7 @@ def _limits(about: dict, measured: dict, extra: dict) -> str:
             "; ".join(f"seed {s['seed']} {s['verdict']}" for s in bad) + ": its numbers are of the last healthy weights."
         )
     said.append(
-        "It knows its training images' kind alone. log p(x) is known up to a constant: it ranks images within this "
+        "It knows only its training images' kind. log p(x) is known up to a constant: it ranks images within this "
         "model, and is no probability."
     )
     if sets := extra.get("ood", {}).get("auroc"):

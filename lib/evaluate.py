@@ -154,7 +154,7 @@ def generated(trained: Trained, quality: Quality) -> dict:
         out["snapshots"], model = [], copy.deepcopy(trained.model)
         for f in folders:
             load_weights(model, f, remedy(trained))
-            few = replace(trained, model=model).perturb(sources[: params.measures().along], how.steps, how.alpha)
+            few = replace(trained, model=model).perturb(sources[: params.measures().snapshot], how.steps, how.alpha)
             out["snapshots"].append({"iteration": int(f.name), **quality(few, brief=True)})
     return out
 

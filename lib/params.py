@@ -170,7 +170,7 @@ class Measures(Cell):
     histogram: Count  # bars
     confident: Annotated[float, Field(gt=0, le=1)]  # share of the buffer, per class
     fresh: Count  # chains
-    along: Count  # images
+    snapshot: Count  # images
     kid: Annotated[int, Field(ge=2)]  # features
     few: Count  # images
 
@@ -246,7 +246,7 @@ def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
     if not isinstance(modes, list) or not all(m in INCEPTION for m in modes):
         raise ConfigError(
             f"params.yaml, scales.{profile_name}.inception: {modes!r}; expected a list of some of "
-            f"{', '.join(INCEPTION)}, or no such key: then FD-clf and IS-clf alone are measured"
+            f"{', '.join(INCEPTION)}, or no such key: then only FD-clf and IS-clf are measured"
         )
     return tuple(modes)
 

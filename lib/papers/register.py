@@ -48,7 +48,7 @@ def coverage() -> str:
 
 def _data_of(profile: str, roles) -> str:
     """The data sets that play these roles, e.g. 'MNIST 16×16; Fashion-MNIST 16×16 (Boot, Bag)'."""
-    found: dict[tuple[str, bool], list[str]] = {}  # title, whether of some classes alone -> these
+    found: dict[tuple[str, bool], list[str]] = {}  # title, whether only of some classes -> these
     for p in (params.data(profile, r) for r in roles if r in params.scale(profile)["data"]):
         if p:
             classes = found.setdefault((f"{data.TITLES[p.name]} {p.size}×{p.size}", bool(p.classes)), [])
