@@ -11,10 +11,10 @@ import difflib
 import os
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -26,12 +26,14 @@ from lib.parts.cell import Cell, ConfigError, Count, Index, Positive, Weight
 from lib.parts.losses import Loss
 from lib.parts.networks import Networks
 from lib.parts.samplers import PGD, Step
-from lib.parts.starts import Starts
+from lib.parts.starts import Buffer, Starts
 from lib.parts.updates import Update
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
 INCEPTION = ("clean", "legacy_tensorflow")  # clean-fid's modes, of one network: lib.measures.inception
+NO_CHAIN = "a classifier has no chain; expected a run with a start and a step, such as jempp-m10"
 _WARNED: set[str] = set()
+C = TypeVar("C", bound=Cell)
 
 
 class Data(Cell):
@@ -69,11 +71,13 @@ class Generation(Cell):
 
     @property
     def chain(self) -> PGD:
+        """The sampler that makes them."""
         return PGD(K=self.steps, alpha=self.alpha)
 
 
 class Run(Cell):
-    """Everything that decides a training run's result, with the data and the seed: a cell of each column, and how it is run."""
+    """Everything that decides a training run's result, with the data and the seed: a cell of each column, and how it is
+    run."""
 
     name: str
     profile: str
@@ -110,6 +114,25 @@ class Run(Cell):
         return {"symmetric": -1.0, "unit": 0.0}[self.range]
 
     @property
+    def chain(self) -> Step:
+        """How its chains step. Raises: ConfigError for a classifier, which has none."""
+        if self.step is None:
+            raise ConfigError(f"run {self.name}: {NO_CHAIN}")
+        return self.step
+
+    @property
+    def origin(self) -> Starts:
+        """Where its chains start. Raises: ConfigError for a classifier, which has none."""
+        if self.start is None:
+            raise ConfigError(f"run {self.name}: {NO_CHAIN}")
+        return self.start
+
+    @property
+    def replay(self) -> Buffer | None:
+        """Its replay buffer's settings; None for a run without a buffer, or without a chain."""
+        return self.start.buffer if self.start else None
+
+    @property
     def labelled(self) -> bool:
         """Whether the network has one logit per class, and learns them."""
         return bool(self.loss.needs & {"labels", "attacked"})
@@ -137,19 +160,25 @@ class Run(Cell):
         if (self.start is None) != (self.step is None):
             yield f"start {self.start}, step {self.step}: a chain needs both; a classifier has neither"
         if not any(t.drives for t in self.loss.terms.values()):
-            yield f"loss: {terms} leaves nothing to learn from; expected cross_entropy, contrastive, bce or adversarial_cross_entropy"
+            yield (
+                f"loss: {terms} leaves nothing to learn from; expected cross_entropy, contrastive, bce or "
+                "adversarial_cross_entropy"
+            )
         if self.step is None and "samples" in needs:
             yield f"loss: {terms} needs samples, and there is no chain: give start and step, or leave those terms out"
         if self.step and "samples" not in needs:
-            yield f"step {self.step.kind} makes samples that loss ({terms}) never sees: add contrastive or bce, or leave start and step out"
+            yield (
+                f"step {self.step.kind} makes samples that loss ({terms}) never sees: add contrastive or bce, or leave "
+                "start and step out"
+            )
         if self.labelled and self.network.logits is not None:
             yield f"network.logits: {self.network.logits} with loss {terms}, which needs one logit per class; set it to null"
         if self.branches == "classify" and not (self.step and "labels" in needs):
             yield f"branches: classify sets p(x) apart from p(y|x), and loss ({terms}) does not have both: use shared"
         if self.network.normalise and self.range != "unit":
             yield (
-                f"network.normalise: {self.network.normalise} with range {self.range}: its mean and deviation are of images in "
-                "[0, 1]; set range: unit, or normalise: null"
+                f"network.normalise: {self.network.normalise} with range {self.range}: its mean and deviation are of "
+                "images in [0, 1]; set range: unit, or normalise: null"
             )
         if self.graph and self.step and self.step.growth:
             yield "graph: true with step.growth: a CUDA graph is of one length; set graph: false, or leave growth out"
@@ -303,12 +332,12 @@ def _over(low: dict, high: dict) -> dict:
     return {**low, **high, **both}
 
 
-def _resized(annotation, method: dict, size: dict) -> dict:
-    """A method's section at a size, which wins. A size speaks to many runs. So what it says of a part that this method lacks is
-    passed over (softmax has no start), unless it names the part's kind, which gives it one; and so is what other kinds of
-    this part have (a buffer's size, where chains start afresh). Any other key stays, to be refused by its name."""
+def _resized(annotation: object, method: dict, size: dict) -> dict:
+    """A method's section at a size, which wins. A size speaks to many runs. So what it says of a part that this method lacks
+    is passed over (softmax has no start), unless it names the part's kind, which gives it one; and so is what other kinds
+    of this part have (a buffer's size, where chains start afresh). Any other key stays, to be refused by its name."""
     cells, tag = _cells(annotation), _tag(annotation)
-    kind = size.get(tag, method.get(tag)) if tag else None
+    kind = size.get(tag, method.get(tag))
     chosen = next((c for c in cells if not tag or _kind(c, tag) == kind), None)
     if chosen is None:
         return {**method, **size}  # of no kind that there is: refused by its name
@@ -319,7 +348,7 @@ def _resized(annotation, method: dict, size: dict) -> dict:
             if not any(key in c.model_fields for c in cells):
                 out[key] = value
             continue
-        own = chosen.model_fields[key].annotation
+        own = _annotation(chosen, key)
         if isinstance(value, dict) and _cells(own):
             names_a_kind, has = _tag(own) in value, isinstance(out.get(key), dict)
             if has:
@@ -331,25 +360,29 @@ def _resized(annotation, method: dict, size: dict) -> dict:
     return out
 
 
-@lru_cache
-def _cells(annotation) -> tuple[type[Cell], ...]:
+def _cells(annotation: object) -> tuple[type[Cell], ...]:
     """The classes of a section: one, or one per kind; (): the value is no section."""
     if isinstance(annotation, type) and issubclass(annotation, Cell):
         return (annotation,)
     return tuple(c for a in typing.get_args(annotation) for c in (_cells(a) if not isinstance(a, FieldInfo) else ()))
 
 
-def _tag(annotation) -> str | None:
-    """The key that tells a section's kinds apart."""
+def _tag(annotation: object) -> str:
+    """The key that tells a section's kinds apart; empty for a section of one kind."""
     fields = [c.model_fields for c in _cells(annotation)]
-    return next((t for t in ("kind", "optimizer") if fields and all(t in f for f in fields)), None)
+    return next((t for t in ("kind", "optimizer") if fields and all(t in f for f in fields)), "")
+
+
+def _annotation(cell: type[Cell], key: str) -> object:
+    return cell.model_fields[key].annotation
 
 
 def _kind(cell: type[Cell], tag: str) -> str:
-    return typing.get_args(cell.model_fields[tag].annotation)[0]
+    """The value of `tag` that stands for this class."""
+    return typing.get_args(_annotation(cell, tag))[0]
 
 
-def _optional(annotation) -> bool:
+def _optional(annotation: object) -> bool:
     return type(None) in typing.get_args(annotation)
 
 
@@ -361,12 +394,13 @@ def _tuples(value):
 
 
 # ------------------------------------------------------------------------------------------------------- errors
-def _nearest(key, among) -> str:
+def _nearest(key: object, among: Iterable[object]) -> str:
     near = difflib.get_close_matches(str(key), [str(a) for a in among], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _build(kind, section, where: str):
+def _build(kind: type[C], section: object, where: str) -> C:
+    """A section as a cell. Raises: ConfigError, of the first thing that is wrong."""
     if not isinstance(section, dict):
         raise ConfigError(f"{where}: {section!r} is no section; expected keys and values")
     try:
@@ -390,25 +424,26 @@ def _build(kind, section, where: str):
         raise ConfigError(f"params.yaml, {place}: {message}") from None
 
 
-def _owner(annotation, loc) -> tuple[list[str], Any, tuple[type[Cell], ...]]:
+def _owner(annotation: object, loc: tuple[int | str, ...]) -> tuple[list[str], object, tuple[type[Cell], ...]]:
     """Where an error is: its path without the kinds that pydantic names, the section that it is in, its other kinds."""
-    path, others = [], ()
-    for i, part in enumerate(loc):
+    path: list[str] = []
+    others: tuple[type[Cell], ...] = ()
+    for i, part in enumerate(map(str, loc)):
         cells, tag = _cells(annotation), _tag(annotation)
         chosen = [c for c in cells if tag and len(cells) > 1 and _kind(c, tag) == part]
         if chosen:
             annotation, others = chosen[0], tuple(c for c in cells if c is not chosen[0])
             continue
-        path.append(str(part))
-        fields = cells[0].model_fields if len(cells) == 1 else {}
-        if part in fields and _cells(fields[part].annotation):
-            annotation, others = fields[part].annotation, ()
+        path.append(part)
+        inner = _annotation(cells[0], part) if len(cells) == 1 and part in cells[0].model_fields else None
+        if _cells(inner):
+            annotation, others = inner, ()
         elif i < len(loc) - 1:
             break
     return path, annotation, others
 
 
-def _unknown(key: str, owner, others: tuple[type[Cell], ...]) -> str:
+def _unknown(key: str, owner: object, others: tuple[type[Cell], ...]) -> str:
     tag, cell = _tag(owner), _cells(owner)[0]
     if having := [_kind(c, tag) for c in others if key in c.model_fields]:
         return f"{tag} {_kind(cell, tag)!r} has no such key, {' and '.join(having)} have; leave it out, or change the {tag}"

@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ from lib import ROOT, data, files, params
 from lib.training import distributed
 from lib.training.loop import OutOfTime, fit
 from lib.training.provenance import fingerprint, provenance
-from lib.training.trainer import Trainer
+from lib.training.trainer import Trainer, deterministic
 
 UNFINISHED = 75  # exit status where --minutes ended a run early: sysexits.h's "try again later"
 
 
 @contextlib.contextmanager
-def _alone(path: Path, run: params.Run, device):
+def _alone(path: Path, run: params.Run, device: torch.device) -> Iterator[None]:
     """The lock on a run's folder, which process 0 holds for all of the run's. Raises: RuntimeError where it is taken."""
     lock, free = FileLock(path), True
     try:
@@ -66,32 +67,29 @@ def train(
         device: None: cuda where there is one.   deadline: by time.monotonic(); None: no end but the run's.
     Raises: DataError, ConfigError, OutOfTime, OSError, RuntimeError where another process is at work on the same run.
     """
-    device = distributed.device(device)
+    place = distributed.device(device)
     files.writable(*(Path(own or ROOT / name) for own, name in ((artifacts, "artifacts"), (scratch, "scratch"))))
     split = data.load(run.profile, run.data)
     digest = fingerprint(run)
     artifacts = Path(artifacts or ROOT / "artifacts") / run.profile / run.name
     scratch = Path(scratch or ROOT / "scratch") / run.profile / run.name
     scratch.mkdir(parents=True, exist_ok=True)
-    # As torch.use_deterministic_algorithms(True, warn_only=True), which imports the compiler for a second; and no NaN
-    # in every fresh tensor: that mode's search for reads of unset memory costs a twentieth of a step.
-    torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic()
     if run.threads:
         torch.set_num_threads(run.threads)
-    with _alone(scratch.with_suffix(".lock"), run, device):
+    with _alone(scratch.with_suffix(".lock"), run, place):
         results = []
         for seed in run.seeds:
             began = time.time()
             folder, work = artifacts / f"seed{seed}", scratch / digest / f"seed{seed}"
-            trainer = Trainer(run, split, seed, device)
+            trainer = Trainer(run, split, seed, place)
             folder.mkdir(parents=True, exist_ok=True)
             if not work.exists() and distributed.rank() == 0:  # begun afresh: another configuration's would stay
                 shutil.rmtree(folder / "snapshots", ignore_errors=True)
             results.append(fit(trainer, folder, work, deadline=deadline))
             if distributed.rank() == 0:
                 files.write_json(folder / "provenance.json", provenance(run, seed, trainer, time.time() - began))
-        distributed.wait(device)
+        distributed.wait(place)
         if distributed.rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
         return results
@@ -129,7 +127,7 @@ def _train_or_skip(run: params.Run, device: str | None, deadline: float | None) 
             )
             print(f"{run.name}: skipped, {reason}")
         return
-    for seed, m in zip(run.seeds, train(run, device, deadline=deadline)):
+    for seed, m in zip(run.seeds, train(run, device, deadline=deadline), strict=True):
         if first:
             print(
                 f"{run.name} seed {seed}: {m['verdict']}, {m['iterations']} iterations in {m['seconds']:.0f} s, "

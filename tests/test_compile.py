@@ -22,8 +22,8 @@ from lib.parts.energy import Energy, resolve_precision
 # (torch 2.13, ATEN_CPU_CAPABILITY=avx2 on a processor with AVX-512): a folder for each.
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
-    os.path.join(
-        tempfile.gettempdir(), "-".join(("torchinductor", getpass.getuser(), torch.backends.cpu.get_cpu_capability()))
+    str(
+        Path(tempfile.gettempdir()) / "-".join(("torchinductor", getpass.getuser(), torch.backends.cpu.get_cpu_capability()))
     ),
 )
 
@@ -43,7 +43,7 @@ def compiler():
 def compiles() -> bool:
     """Whether two small layers run compiled, here and now."""
     torch.compiler.reset()
-    f = networks.compiled(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Sigmoid()))
+    f = networks.Compiled(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Sigmoid()))
     f(torch.ones(2, 3))
     return f.ran
 
@@ -107,7 +107,7 @@ def test_without_batch_norm_nothing_is_compiled(split):
 
 
 def test_where_nothing_compiles_the_network_runs_as_it_is(wrn, rng, refused):
-    E, x = Energy(wrn, forward=networks.compiled(wrn)), torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
+    E, x = Energy(wrn, forward=networks.Compiled(wrn)), torch.rand(4, 1, 8, 8, generator=rng).double() * 2 - 1
     with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler.*runs as it is"):
         found = samplers.last(samplers.Proximal(K=2, alpha=1.0, epsilon=1.0)(E, x))
     assert torch.equal(found, samplers.last(samplers.Proximal(K=2, alpha=1.0, epsilon=1.0)(Energy(wrn), x)))

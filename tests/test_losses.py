@@ -72,7 +72,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 )
 def test_no_forward_pass_is_made_twice(loss, shared, passes):
     E, (batch, x_minus) = Linear(), batches(shared)
-    whole, numbers = losses.Loss(**loss)(E, batch, x_minus)
+    _, numbers = losses.Loss(**loss)(E, batch, x_minus)
     assert E.passes == passes and tuple(numbers) == losses.Loss(**loss).columns
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import warnings
 
@@ -108,7 +109,7 @@ def test_pgd_steps_have_one_length(rng):
     for scale in (1e-6, 1.0, 1e6):  # whatever the energy's scale
         x = torch.randn(50, 2, generator=rng) * 5
         path = [x, *samplers.PGD(K=4, alpha=0.1, clip=False)(lambda v: scale * quadratic(v), x)]
-        for a, b in zip(path, path[1:]):
+        for a, b in itertools.pairwise(path):
             assert torch.allclose((b - a).norm(dim=1), torch.full((50,), 0.1), atol=1e-5)
         assert (quadratic(path[-1]) < quadratic(x)).all()
 
@@ -176,7 +177,8 @@ def stand_in(monkeypatch, graphed, refuse=False):
             assert generator is graphed[0].generator
 
         def replay(self):
-            graphed[0].end.copy_(graphed[0].chain(graphed[0].start))
+            captured = graphed[0].captured
+            captured.end.copy_(graphed[0].chain(captured.start))
 
     @contextlib.contextmanager
     def graph(_, capture_error_mode):

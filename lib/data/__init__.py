@@ -12,6 +12,7 @@ from lib import ROOT, files, params
 from lib.data import outliers
 from lib.files import DataError
 from lib.parts import starts
+from lib.parts.augmentations import Augmentation
 from lib.parts.pixels import to_bytes, to_range, with_noise
 
 CLASSES = {
@@ -173,7 +174,9 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.x_train.shape[1:])
+        """Of an image, (C, H, W)."""
+        _, C, H, W = self.x_train.shape
+        return C, H, W
 
     @property
     def parts(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -187,15 +190,24 @@ class Stream:
 
     Args:
         x, y: uint8 (n, C, H, W), int64 (n,).   batch: size; the last partial batch of an epoch is left out.
-        augment: lib.parts.augmentations; None: none.   noise: input noise's sigma.   low: of the range [low, 1].
+        augment: None: images as they are.   noise: input noise's sigma.   low: of the range [low, 1].
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch: int, augment=None, seed: int = 0, low: float = -1.0, noise: float = 0.0):
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch: int,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        low: float = -1.0,
+        noise: float = 0.0,
+    ):
         if batch > len(x):
             raise DataError(f"batch {batch} is larger than the {len(x)} training images: lower update.batch")
         self.x, self.y, self.batch, self.augment, self.seed = x, y, batch, augment, seed
         self.per_epoch, self.low, self.noise = len(x) // batch, low, noise
-        self._epoch, self._order = -1, None
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)  # of the images in that epoch
 
     def __call__(self, i: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Batch i: images float (batch, C, H, W) in [low, 1] plus noise, labels (batch,)."""
@@ -250,12 +262,17 @@ MADE = {"noise": outliers.uniform_noise, "leaves": outliers.dead_leaves, "discs"
 def p0(run: params.Run, seed: int = 0) -> Tensor:
     """The p0 images of a run, uint8 (start.images, C, H, W), shuffled: made ones, and training images of other roles.
 
-    Raises: DataError for a source that is the data themselves, is no role of this profile, or has another shape.
+    Raises: DataError for a run whose chains start elsewhere, for a source that is the data themselves, is no role of this
+        profile, or has another shape.
     """
-    shape, g, parts = load(run.profile, run.data).shape, torch.Generator().manual_seed(seed), []
-    ours = params.data(run.profile, run.data).name
-    for source, share in run.start.of.items():
-        n = round(share * run.start.images)
+    if not isinstance(start := run.origin, starts.OtherImages):
+        raise DataError(
+            f"run {run.name} starts from {start.kind}: expected a run whose chains start from images, such as at"
+        )
+    shape, g, parts = load(run.profile, run.data).shape, torch.Generator().manual_seed(seed), list[Tensor]()
+    ours = params.data(run.profile, run.data)
+    for source, share in start.of.items():
+        n = round(share * start.images)
         if not n:
             continue
         if source in MADE:
@@ -263,7 +280,7 @@ def p0(run: params.Run, seed: int = 0) -> Tensor:
             continue
         where = f"runs.{run.name}.start.of.{source}"
         p = params.data(run.profile, source)
-        if p is None or p.name == ours:
+        if p is None or (ours and p.name == ours.name):
             raise DataError(
                 f"{where}: {'no data set of this profile' if p is None else 'the data themselves'}; expected "
                 f"one of {', '.join(MADE)}, or a role that holds other data"

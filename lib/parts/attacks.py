@@ -6,20 +6,23 @@ so their 8/255 is 2 * 8/255 = 0.063 there, and their L2 radius r is 2 r.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.parts.cell import given
+
+LossGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # x (B, ...), y (B,) -> loss (B,), gradient like x
 Norm = Literal["linf", "l2"]
 NORMS = get_args(Norm)
 TINY = 1e-12  # a zero gradient has no direction: the image stays where it is (foolbox's rule too)
 
 
-def cross_entropy_gradient(model) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The plain white-box attacker: x (B, ...), y (B,) -> loss (B,) and its gradient, shape of x.
+def cross_entropy_gradient(model: Callable[[Tensor], Tensor]) -> LossGradient:
+    """The plain white-box attacker, of a model x (B, ...) -> logits (B, C).
 
     An attack on a defence that is random or not differentiable hands `pgd` another such callable: EOT averages
     over the defence's chains, BPDA replaces their backward pass. Only the input's gradient is computed.
@@ -35,7 +38,7 @@ def cross_entropy_gradient(model) -> Callable[[Tensor, Tensor], tuple[Tensor, Te
 
 
 def pgd(
-    model,
+    model: Callable[[Tensor], Tensor] | None,
     x: Tensor,
     y: Tensor,
     *,
@@ -48,13 +51,14 @@ def pgd(
     generator: torch.Generator | None = None,
     low: float = -1.0,
     high: float = 1.0,
-    loss_gradient=None,
+    loss_gradient: LossGradient | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018, Sec. 2.1): x <- P(x + step_size * steepest ascent of the loss),
     where P projects on the ball around the clean image, then on the range of images.
 
     Args:
-        model: x (B, ...) -> logits (B, C), used in the mode it is in: call model.eval() before.
+        model: x (B, ...) -> logits (B, C), used in the mode it is in: call model.eval() before. None: loss_gradient says
+            all.
         x, y: clean images (B, ...) in [low, high], labels (B,).
         epsilon: the ball's radius >= 0, in units of x.   norm: 'linf' or 'l2'.
         step_size: in units of x; None: 2.5 epsilon / steps (Madry et al.), which can cross the ball and return.
@@ -62,26 +66,30 @@ def pgd(
         random_start: begin uniformly in the ball, not at x.   generator: a CPU generator, for the starts.
         loss_gradient: (x, y) -> loss (B,), gradient like x; None: cross_entropy_gradient(model).
     Returns: adversarial images, shape of x, within epsilon of x and in [low, high] (to rounding).
-    Raises: ValueError for an unknown norm, a negative epsilon, fewer than one step or restart, or images that are not
-        floats in [low, high].
+    Raises: ValueError for neither model nor loss_gradient, an unknown norm, a negative epsilon, fewer than one step or
+        restart, or images that are not floats in [low, high].
     """
     check(x, [epsilon], norm, steps, restarts, low, high)
     x = x.detach()
     if epsilon == 0:
         return x.clone()
     step = 2.5 * epsilon / steps if step_size is None else step_size
-    loss_gradient = loss_gradient or cross_entropy_gradient(model)
-    best, highest = None, None
-    for _ in range(restarts):
+    attacker = loss_gradient or cross_entropy_gradient(given(model, "model None: expected a model, or a loss_gradient"))
+
+    def chain() -> Tensor:
         x_adv = (x + uniform_in_ball(x, epsilon, norm, generator)).clamp(low, high) if random_start else x
         for _ in range(steps):
-            _, g = loss_gradient(x_adv, y)
+            _, g = attacker(x_adv, y)
             x_adv = (x + project(x_adv + step * steepest(g, norm) - x, epsilon, norm)).clamp(low, high)
-        if restarts == 1:
-            return x_adv  # nothing to compare: save a pass
-        loss, _ = loss_gradient(x_adv, y)
-        if best is None:
-            best, highest = x_adv, loss
+        return x_adv
+
+    best = chain()
+    if restarts == 1:
+        return best  # nothing to compare: save a pass
+    highest, _ = attacker(best, y)
+    for _ in range(restarts - 1):
+        x_adv = chain()
+        loss, _ = attacker(x_adv, y)
         better = loss > highest
         best, highest = torch.where(broadcast(better, x), x_adv, best), torch.where(better, loss, highest)
     return best
@@ -94,6 +102,7 @@ def broadcast(v: Tensor, x: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> Tensor:
+    """L2 norm of each image of x (B, ...), at least TINY: (B, 1, ...)."""
     return broadcast(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
 
 
@@ -103,11 +112,13 @@ def steepest(g: Tensor, norm: str) -> Tensor:
 
 
 def project(d: Tensor, epsilon: float, norm: str) -> Tensor:
+    """Differences d (B, ...) from the clean images, brought into the ball of radius epsilon."""
     return d.clamp(-epsilon, epsilon) if norm == "linf" else d * (epsilon / length(d)).clamp_max(1)
 
 
-def uniform_in_ball(x: Tensor, epsilon: float, norm: str, generator) -> Tensor:
-    """Uniform in the volume. Drawn on the CPU, so that a seed means the same on every device."""
+def uniform_in_ball(x: Tensor, epsilon: float, norm: str, generator: torch.Generator | None) -> Tensor:
+    """Differences from x (B, ...), uniform in the ball's volume. Drawn on the CPU, so that a seed means the same on
+    every device."""
     if norm == "linf":
         d = 2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1
     else:
@@ -117,7 +128,10 @@ def uniform_in_ball(x: Tensor, epsilon: float, norm: str, generator) -> Tensor:
     return epsilon * d.to(x.device)
 
 
-def check(x: Tensor, epsilons, norm: str, steps: int, restarts: int, low: float = -1.0, high: float = 1.0) -> None:
+def check(
+    x: Tensor, epsilons: Iterable[float], norm: str, steps: int, restarts: int, low: float = -1.0, high: float = 1.0
+) -> None:
+    """Raises: ValueError for what no attack can be made with, as `pgd` says. On a GPU, x is not looked at."""
     if norm not in NORMS:
         raise ValueError(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
     for epsilon in epsilons:

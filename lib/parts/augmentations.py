@@ -7,6 +7,7 @@ All random numbers come from the generator, which is on x's device: see `one_by_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from lib.parts.cell import Byte, Cell, ConfigError, Count, Index, Positive, Share
 from lib.parts.pixels import to_bytes, to_range, upload
+
+Transform = Callable[[Tensor], Tensor]  # of one image, uint8 (C, H, W)
 
 
 class Unchanged(Cell):
@@ -54,7 +57,7 @@ class AutoAugment(_Crops):
         x = one_by_one(super().__call__(x, generator, low), self.transform(), generator, low)
         return cutout(x, self.cutout, generator, low)
 
-    def transform(self):
+    def transform(self) -> Transform:
         """torchvision's policy, for one image (C, H, W)."""
         from lib.vision import v2
 
@@ -80,7 +83,7 @@ class ResizedCrop(Cell):
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
         return one_by_one(x, self.transform(x.shape[-1]), generator, low)
 
-    def transform(self, size: int):
+    def transform(self, size: int) -> Transform:
         """torchvision's, for one image (C, size, size)."""
         from lib.vision import v2
 
@@ -91,14 +94,14 @@ class ResizedCrop(Cell):
 Augmentation = Annotated[Unchanged | CropFlip | AutoAugment | ResizedCrop, Field(discriminator="kind")]
 
 
-def one_by_one(x: Tensor, transform, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
+def one_by_one(x: Tensor, transform: Transform, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
     """A random transform of torchvision's, of each image by itself, as bytes: (B, C, H, W) in [low, 1] on any device.
 
     torchvision draws one set of parameters a call, from torch's global generator: that is seeded from ours for as long as
     it takes. It runs on the CPU, so that a seed means the same everywhere; a GPU is waited for once a batch.
     """
     device = generator.device if generator else "cpu"
-    seed = torch.randint(2**62, (), generator=generator, device=device).item()
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         y = torch.stack([transform(image) for image in to_bytes(x, low).cpu()])

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class ConfigError(ValueError):
     """A setting that cannot be: one line, naming the value, what was expected, the remedy."""
+
+
+T = TypeVar("T")
+
+
+def given(part: T | None, missing: str) -> T:
+    """A part that a run may lack, where it has one. Raises: ConfigError, which says `missing`."""
+    if part is None:
+        raise ConfigError(missing)
+    return part
 
 
 class Cell(BaseModel):

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lib.parts.networks import Network
+
+EnergyFunction = Callable[[Tensor], Tensor]  # E(x): (B, ...) -> (B,); an `Energy`, or a formula
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -37,12 +41,12 @@ class Energy:
         model: a network with `first`, `rest` and `forward = rest . first`, giving logits (B, C).
         y: class indices (B,); given, the energy is E(x, y) in place of E(x).
         precision: 'fp32' or 'bf16' (autocast; the log-sum-exp and the result stay in fp32).
-        forward: what computes the logits in the model's place: lib.parts.networks.compiled(model). None: the model.
+        forward: what computes the logits in the model's place: lib.parts.networks.Compiled(model). None: the model.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         y: Tensor | None = None,
         precision: str = "fp32",
         forward: Callable[[Tensor], Tensor] | None = None,
@@ -51,7 +55,7 @@ class Energy:
             raise ValueError(f"precision {precision!r}: expected 'fp32' or 'bf16'")
         self.model, self.y, self.precision, self.forward = model, y, precision, forward or model
 
-    def autocast(self, x: Tensor):
+    def autocast(self, x: Tensor) -> torch.autocast:
         """The precision's context for tensors on x's device. It caches no casts: a forward pass needs each weight once,
         and a CUDA graph would keep a stale one."""
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
@@ -83,8 +87,8 @@ class Energy:
         return gradient(self, x)
 
 
-def gradient(E, x: Tensor) -> Tensor:
-    """dE/dx of any callable energy E: (B, ...) -> (B,). Samples do not interact, so summing is exact
+def gradient(E: EnergyFunction, x: Tensor) -> Tensor:
+    """dE/dx of any callable energy, shape of x. Samples do not interact, so summing is exact
     (but for batch norm in training mode, which couples a batch: the papers sample so, and we do too)."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -92,7 +96,7 @@ def gradient(E, x: Tensor) -> Tensor:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """'auto' -> 'bf16' where the hardware multiplies in bf16 itself, else 'fp32'."""
+    """'auto' -> 'bf16' where the hardware multiplies in bf16 itself, else 'fp32'. Any other `wanted` stays."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

@@ -5,7 +5,10 @@ The papers' formulas are functions of energies and logits, which return a scalar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,7 +17,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from lib.parts import attacks
-from lib.parts.cell import Cell, Count, Positive, Weight
+from lib.parts.cell import Cell, Count, Positive, Weight, given
 from lib.parts.energy import Energy, energy
 
 
@@ -61,9 +64,15 @@ def r1(energy_real: Tensor, x: Tensor) -> Tensor:
 
 
 def auc(energy_real: Tensor, energy_sample: Tensor) -> Tensor:
-    """The area under the ROC curve of -E: the share of (real, sample) pairs in the right order, ties half. 1/2: not told apart."""
+    """The area under the ROC curve of -E: the share of (real, sample) pairs in the right order, ties half; 1/2: not told
+    apart. Energies (m,) and (n,)."""
     pairs = energy_sample[None, :] - energy_real[:, None]
     return (pairs > 0).float().mean() + (pairs == 0).float().mean() / 2
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of labels that are the largest logit's. logits (B, C), y (B,)."""
+    return (logits.argmax(1) == y).float().mean()
 
 
 def detection_accuracy(energy_real: Tensor, energy_sample: Tensor) -> Tensor:
@@ -80,72 +89,84 @@ class Batch(NamedTuple):
     real: Tensor  # images for p(x): x itself, where both branches share one batch
 
 
-@dataclass
+@dataclass(repr=False)
 class Seen:
-    """What the network says of a batch and its samples; None where no term needs it."""
+    """What the network says of a batch and its samples. Of the last four, there are those that a term needs."""
 
-    y: Tensor
-    real: Tensor
-    logits: Tensor | None = None  # of batch.x, (B, C)
-    attacked: Tensor | None = None  # logits of the attacked batch.x, (B, C)
-    e_real: Tensor | None = None  # (B,)
-    e_sample: Tensor | None = None  # (B,)
+    y: Tensor  # labels (B,)
+    real: Tensor  # images for p(x), (B, C, H, W)
+    logits: Tensor = field(init=False)  # of batch.x, (B, C)
+    attacked: Tensor = field(init=False)  # logits of the attacked batch.x, (B, C)
+    e_real: Tensor = field(init=False)  # energies (B,)
+    e_sample: Tensor = field(init=False)  # (B,)
+
+
+Logs = Mapping[str, Callable[[Seen], Tensor]]  # a number's name in the curve -> the number, a scalar
+OF_REAL: Logs = {"energy_real": lambda seen: seen.e_real.mean()}
+OF_SAMPLES: Logs = {"energy_sample": lambda seen: seen.e_sample.mean(), "auc": lambda seen: auc(seen.e_real, seen.e_sample)}
 
 
 class Term(Cell):
-    """One summand. `needs`, of: labels (logits of the batch), real and samples (their energies), attacked (logits of attacked
-    images), curvature (the energy of real images can be differentiated twice). `drives`: enough to learn from."""
+    """One summand: called, it gives its value, a scalar, without its weight.
+
+    needs: of labels (logits of the batch), real and samples (their energies), attacked (logits of attacked images),
+        curvature (the energy of real images can be differentiated twice).
+    drives: enough to learn from.   logs: what goes into the curve, beside its value.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     drives: ClassVar[bool] = True
+    logs: ClassVar[Logs] = {}
     weight: Weight
 
     def __call__(self, seen: Seen) -> Tensor:
         raise NotImplementedError
 
-    def numbers(self, seen: Seen) -> dict[str, Tensor]:
-        """What else it logs."""
-        return {}
-
 
 class CrossEntropy(Term):
+    """-log p(y|x)."""
+
     needs = frozenset({"labels"})
+    logs: ClassVar[Logs] = {"accuracy": lambda seen: accuracy(seen.logits, seen.y)}
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return cross_entropy(seen.logits, seen.y)
-
-    def numbers(self, seen):
-        return {"accuracy": (seen.logits.argmax(1) == seen.y).float().mean()}
 
 
 class Contrastive(Term):
+    """-log p(x), by its gradient."""
+
     needs = frozenset({"real", "samples"})
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return contrastive(seen.e_real, seen.e_sample)
 
 
 class EnergyL2(Term):
+    """Energies stay near zero."""
+
     needs, drives = frozenset({"real", "samples"}), False
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return energy_l2(seen.e_real, seen.e_sample)
 
 
 class BCE(Term):
+    """Real images told from samples."""
+
     needs = frozenset({"real", "samples"})
+    logs: ClassVar[Logs] = {"detection_accuracy": lambda seen: detection_accuracy(seen.e_real, seen.e_sample)}
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return real_vs_perturbed(seen.e_real, seen.e_sample)
-
-    def numbers(self, seen):
-        return {"detection_accuracy": detection_accuracy(seen.e_real, seen.e_sample)}
 
 
 class R1(Term):
+    """E is flat at real images."""
+
     needs, drives = frozenset({"real", "curvature"}), False
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return r1(seen.e_real, seen.real)
 
 
@@ -153,6 +174,7 @@ class AdversarialCrossEntropy(Term):
     """Adversarial training (Madry et al. 2018): the cross-entropy of the batch moved by PGD."""
 
     needs = frozenset({"attacked"})
+    logs: ClassVar[Logs] = {"adversarial_accuracy": lambda seen: accuracy(seen.attacked, seen.y)}
     norm: attacks.Norm = "linf"
     radius: Positive  # 255ths of the [0, 1] range, as the papers count
     steps: Count
@@ -164,11 +186,8 @@ class AdversarialCrossEntropy(Term):
             generator=generator, low=low,
         )  # fmt: skip
 
-    def __call__(self, seen):
+    def __call__(self, seen: Seen) -> Tensor:
         return cross_entropy(seen.attacked, seen.y)
-
-    def numbers(self, seen):
-        return {"adversarial_accuracy": (seen.attacked.argmax(1) == seen.y).float().mean()}
 
 
 class Loss(Cell):
@@ -189,10 +208,17 @@ class Loss(Cell):
 
     @property
     def terms(self) -> dict[str, Term]:
+        """Those that have a weight, by name."""
         return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}
 
     @property
+    def adversary(self) -> AdversarialCrossEntropy:
+        """Raises: ConfigError for a loss without adversarial training."""
+        return given(self.adversarial_cross_entropy, "the loss has no adversarial_cross_entropy: nothing is attacked")
+
+    @property
     def needs(self) -> frozenset[str]:
+        """Of all terms together: `Term.needs`."""
         return frozenset().union(*(t.needs for t in self.terms.values()))
 
     def __call__(
@@ -206,47 +232,50 @@ class Loss(Cell):
         """The loss and what is logged, scalars on the device.
 
         Args:
-            samples: x- (B, ...).   attacked: batch.x, moved.
+            samples: x- (B, ...).   attacked: batch.x, moved.   None: no term needs them.
             twice: the same energy, where it can be differentiated twice and E cannot (a compiled one); None: E.
+        Raises: ConfigError where a term needs what is not given.
         """
         seen = self.look(E, batch, samples, attacked, twice or E)
         values = {name: term(seen) for name, term in self.terms.items()}
-        total = sum(term.weight * values[name] for name, term in self.terms.items())
+        total = functools.reduce(operator.add, (term.weight * values[name] for name, term in self.terms.items()))
         with torch.no_grad():
             numbers = {"loss": total.detach(), **{name: v.detach() for name, v in values.items()}}
-            for name in ("e_real", "e_sample"):
-                if (e := getattr(seen, name)) is not None:
-                    numbers[name.replace("e_", "energy_")] = e.mean()
-            if seen.e_sample is not None:
-                numbers["auc"] = auc(seen.e_real, seen.e_sample)
-            for term in self.terms.values():
-                numbers |= term.numbers(seen)
+            numbers |= {name: number(seen) for name, number in self.logs.items()}
         return total, numbers
 
-    def look(self, E: Energy, batch: Batch, samples, attacked, twice: Energy) -> Seen:
+    @property
+    def logs(self) -> Logs:
+        """What is logged beside the loss and its terms: energies, and whether they tell real from sample; the terms' own."""
+        logs = {**(OF_REAL if "real" in self.needs else {}), **(OF_SAMPLES if "samples" in self.needs else {})}
+        for term in self.terms.values():
+            logs |= term.logs
+        return logs
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of what `__call__` logs, in its order."""
+        return ("loss", *self.terms, *self.logs)
+
+    def look(self, E: Energy, batch: Batch, samples: Tensor | None, attacked: Tensor | None, twice: Energy) -> Seen:
         """One forward pass for each batch that a term needs; where p(y|x) and p(x) share their images, one for both.
 
         Real batches come last, so that batch norm's running statistics, which the test uses, end on real images.
         """
-        seen, shared = Seen(batch.y, batch.real), batch.real is batch.x
-        if "samples" in self.needs:
-            seen.e_sample = E(samples)
-        if "attacked" in self.needs:
-            seen.attacked = E.logits(attacked)
-        if "curvature" in self.needs:
-            seen.real, E = batch.real.detach().requires_grad_(), twice if shared else E
-        own = seen.real if shared else batch.x
-        if "real" in self.needs and not (shared and "labels" in self.needs):
-            seen.e_real = (twice if "curvature" in self.needs else E)(seen.real)
-        if "labels" in self.needs:
-            seen.logits = E.logits(own)
-            if "real" in self.needs and seen.e_real is None:
-                seen.e_real = energy(seen.logits)
+        needs, seen, shared = self.needs, Seen(batch.y, batch.real), batch.real is batch.x
+        if "samples" in needs:
+            seen.e_sample = E(given(samples, f"loss: {', '.join(self.terms)} needs samples; expected some, not None"))
+        if "attacked" in needs:
+            seen.attacked = E.logits(given(attacked, "loss: adversarial_cross_entropy needs attacked images, not None"))
+        of_real = E
+        if "curvature" in needs:
+            seen.real, of_real = batch.real.detach().requires_grad_(), twice
+        if shared and {"real", "labels"} <= needs:  # one pass for both
+            seen.logits = of_real.logits(seen.real)
+            seen.e_real = energy(seen.logits)
+            return seen
+        if "real" in needs:
+            seen.e_real = of_real(seen.real)
+        if "labels" in needs:
+            seen.logits = E.logits(batch.x)
         return seen
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What `__call__` logs, in its order."""
-        energies = ("energy_real",) * ("real" in self.needs) + ("energy_sample", "auc") * ("samples" in self.needs)
-        own = {CrossEntropy: "accuracy", BCE: "detection_accuracy", AdversarialCrossEntropy: "adversarial_accuracy"}
-        return ("loss", *self.terms, *energies, *(own[type(t)] for t in self.terms.values() if type(t) in own))

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,7 +66,7 @@ class MLP(Network):
 class Block(nn.Module):
     """Pre-activation residual block: norm, LeakyReLU 0.2, 3x3 convolution, twice."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm):
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]):
         super().__init__()
         self.norm1, self.norm2 = norm(inputs), norm(outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -100,7 +100,11 @@ class WideResNet(Network):
     def __init__(self, depth: int = 28, widen: int = 10, classes: int = 10, channels: int = 3, norm: str = "batch"):
         super().__init__()
         check_depth(depth)
-        norms = {"batch": nn.BatchNorm2d, "frozen": nn.BatchNorm2d, "none": lambda _: nn.Identity()}
+        norms: dict[str, Callable[[int], nn.Module]] = {  # channels -> layer
+            "batch": nn.BatchNorm2d,
+            "frozen": nn.BatchNorm2d,
+            "none": lambda channels: nn.Identity(),
+        }
         if norm not in norms:
             raise ValueError(f"norm {norm!r}: expected one of {sorted(norms)}")
         widths, n = (16, 16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
@@ -182,10 +186,10 @@ class ResNet50(Network):
         self.train()
 
 
-STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # mean, deviation: as AT-EBM's code
+STATISTICS = {  # (mean, standard deviation) of each channel in [0, 1], as AT-EBM's code has them
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}  # has them
+}
 
 
 class Normalise(nn.Module):
@@ -197,7 +201,7 @@ class Normalise(nn.Module):
         self.of = of
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([(c - m) / s for c, m, s in zip(x.unbind(1), *STATISTICS[self.of])], 1)
+        return torch.stack([(c - m) / s for c, m, s in zip(x.unbind(1), *STATISTICS[self.of], strict=True)], 1)
 
 
 class _Cell(Cell):
@@ -206,12 +210,14 @@ class _Cell(Cell):
     normalise: Literal["cifar10", "imagenet"] | None = None
 
     def network(self, outputs: int, channels: int, size: int) -> Network:
+        """Of so many logits, for images (channels, size, size)."""
         raise NotImplementedError
 
     def build(self, classes: int, channels: int, size: int = 32) -> Network:
         """The network for images (channels, size, size), with fresh weights from torch's global random numbers.
         Raises: ValueError for what a network cannot be."""
-        model = self.network(self.logits or classes, channels, size).to(memory_format=torch.channels_last)
+        model = self.network(self.logits or classes, channels, size)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, but not annotated by torch
         if self.normalise:
             if channels != 3:
                 raise ValueError(
@@ -227,7 +233,7 @@ class WideResNetCell(_Cell):
     widen: Count
     norm: Norm
 
-    def network(self, outputs, channels, size):
+    def network(self, outputs: int, channels: int, size: int) -> Network:
         return WideResNet(self.depth, self.widen, outputs, channels, self.norm)
 
 
@@ -235,7 +241,7 @@ class DiscriminatorCell(_Cell):
     kind: Literal["discriminator"] = "discriminator"
     width: Count  # channels after the first layer
 
-    def network(self, outputs, channels, size):
+    def network(self, outputs: int, channels: int, size: int) -> Network:
         return Discriminator(size, self.width, outputs, channels)
 
 
@@ -243,7 +249,7 @@ class ResNet50Cell(_Cell):
     kind: Literal["resnet50"] = "resnet50"
     norm: Literal["batch", "frozen"]
 
-    def network(self, outputs, channels, size):
+    def network(self, outputs: int, channels: int, size: int) -> Network:
         return ResNet50(outputs, channels, self.norm)
 
 
@@ -251,8 +257,9 @@ Networks = Annotated[WideResNetCell | DiscriminatorCell | ResNet50Cell, Field(di
 
 
 @contextlib.contextmanager
-def batch_statistics(model: nn.Module):
-    """Batch norm by the batch's own statistics, running ones untouched: how JEM++ samples after training. A frozen one stays."""
+def batch_statistics(model: nn.Module) -> Iterator[nn.Module]:
+    """Batch norm by the batch's own statistics, running ones untouched: how JEM++ samples after training. Where it is
+    frozen, it stays so."""
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and not getattr(model, "frozen_norm", False)]
     before = [(m.training, m.track_running_stats) for m in layers]
     for m in layers:  # torch then normalises by the batch and writes nothing back
@@ -260,12 +267,12 @@ def batch_statistics(model: nn.Module):
     try:
         yield model
     finally:
-        for m, (training, tracking) in zip(layers, before):
+        for m, (training, tracking) in zip(layers, before, strict=True):
             m.training, m.track_running_stats = training, tracking
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module):
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Batch norm by its running statistics, for as long as it takes."""
     before = model.training
     model.eval()
@@ -276,44 +283,44 @@ def evaluating(model: nn.Module):
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module):
+def frozen(model: nn.Module) -> Iterator[None]:
     """The model's parameters ask for no gradient: only the images' is wanted."""
     wanted = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for p, w in zip(model.parameters(), wanted):
+        for p, w in zip(model.parameters(), wanted, strict=True):
             p.requires_grad_(w)
 
 
-def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+class Compiled:
     """The model through torch.compile, which fuses what lies between two convolutions: norm, activation, casts.
 
     Chains call it with the parameters `frozen`: a compiled backward pass computes the gradients of all that asks for one.
     It cannot be differentiated twice, and differs from the model by rounding. Where nothing can be compiled (no C++
-    compiler, say): one warning, and the model as it is. The function's `ran` says whether compiled code has run.
+    compiler, say): one warning, and the model as it is. `ran` says whether compiled code has run.
     """
-    _without_spaces()
-    forward = torch.compile(model, dynamic=False)  # batches of one size
 
-    def call(x: Tensor) -> Tensor:
-        nonlocal forward
+    def __init__(self, model: nn.Module):
+        _without_spaces()
+        self.model, self.ran = model, False
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)  # batches of one size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of x (B, C, H, W)."""
         try:
-            logits = forward(x)
+            logits = self.forward(x)
         except RuntimeError as e:  # also what is wrong with the model or x, which then says so itself
-            if forward is model:
+            if self.forward is self.model:
                 raise
-            forward, call.ran = model, False
+            self.forward, self.ran = self.model, False
             warnings.warn(
                 f"torch.compile failed ({str(e).strip().splitlines()[0]}): the network runs as it is", stacklevel=2
             )
-            return model(x)
-        call.ran = forward is not model
+            return self.model(x)
+        self.ran = self.forward is not self.model
         return logits
-
-    call.ran = False
-    return call
 
 
 def _without_spaces() -> None:

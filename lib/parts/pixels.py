@@ -1,6 +1,6 @@
 """Images are uint8 at rest, (n, C, H, W), and float in [low, 1] in use: the one place that converts them.
 
-low = -1 is where the step sizes of JEM, JEM++ and SADA-JEM live, low = 0 where AT-EBM's do (`lib.params.Run.low` says which).
+low = -1 is where the step sizes of JEM, JEM++ and SADA-JEM live, low = 0 where AT-EBM's do: `lib.params.Run.low`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def with_noise(x: Tensor, sigma: float, generator: torch.Generator | None = None
     return x + sigma * torch.randn(x.shape, generator=generator, device=x.device) if sigma else x
 
 
-def upload(x: Tensor, device) -> Tensor:
+def upload(x: Tensor, device: str | torch.device) -> Tensor:
     """x on a device. A copy to a GPU waits for all that runs there, unless it starts from pinned memory."""
     pinned = x.device.type == "cpu" and torch.device(device).type == "cuda"
     return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)

@@ -10,28 +10,28 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lib.parts.cell import Cell, Count, Positive, Weight
-from lib.parts.energy import Energy, gradient
-from lib.parts.schedules import Growth, Length
+from lib.parts.energy import Energy, EnergyFunction, gradient
+from lib.parts.schedules import Average, Growth, Length
 
+Box = tuple[float, float]  # (low, high), of every pixel
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def last(chain: Iterable[Tensor]) -> Tensor:
-    """Run a chain to its end and return the last state, detached."""
-    x = None
-    for x in chain:
-        pass
-    if x is None:
+    """Run a chain to its end and return the last state, detached. Raises: ValueError for a chain of no steps."""
+    end = deque(chain, maxlen=1)
+    if not end:
         raise ValueError("the chain has no steps: expected K (or M) >= 1")
-    return x.detach()
+    return end[0].detach()
 
 
 class _Step(Cell):
@@ -44,7 +44,7 @@ class _Step(Cell):
 
     counts: ClassVar[str] = "K"  # the setting that says how many steps
     alpha: Positive
-    clip: bool | tuple[float, float] = True  # true: to the range of images; false: unbounded; or a range (low, high)
+    clip: bool | Box = True  # true: to the range of images; false: unbounded; or a range (low, high)
     growth: Growth | None = None  # how the number of steps grows while training; None: it is fixed
 
     @property
@@ -52,17 +52,18 @@ class _Step(Cell):
         """Full forward and backward passes per chain."""
         return self.steps
 
-    def uphill(self, E, x: Tensor, low: float = -1.0) -> Tensor:
+    def uphill(self, E: EnergyFunction, x: Tensor, low: float = -1.0) -> Tensor:
         """What becomes of real images x before the loss sees them: nothing, but for PGD's `real`."""
         return x
 
-    def box(self, low: float) -> tuple[float, float] | None:
+    def box(self, low: float) -> Box | None:
+        """Where every state stays, for images in [low, 1]; None: it may be anywhere."""
         if isinstance(self.clip, tuple):
             return self.clip
         return (low, 1.0) if self.clip else None
 
-    def length(self, total: int, average: Callable | None = None) -> Length:
-        """The number of steps at each of `total` updates."""
+    def length(self, total: int, average: Average | None = None) -> Length:
+        """The number of steps at each of `total` updates. average: of several processes (lib.training.distributed)."""
         return self.growth.build(self.steps, total, average) if self.growth else Length(self.steps)
 
     @property
@@ -70,7 +71,7 @@ class _Step(Cell):
         """K, or PYLD's M."""
         return getattr(self, self.counts)
 
-    def of_length(self, K: int):
+    def of_length(self, K: int) -> Self:
         """The same sampler with K steps."""
         return self.model_copy(update={self.counts: K})
 
@@ -92,7 +93,9 @@ class SGLD(_Step):
     K: Count
     noise: Weight = 0.0
 
-    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self, E: EnergyFunction, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0, K: int | None = None
+    ) -> Iterator[Tensor]:
         for _ in range(self.K if K is None else K):
             x = clipped(x - self.alpha * gradient(E, x), self.box(low))
             yield (x := perturbed(x, self.noise, self.box(low), generator))
@@ -107,7 +110,9 @@ class Proximal(_Step):
     epsilon: Positive
     noise: Weight = 0.0
 
-    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self, E: EnergyFunction, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0, K: int | None = None
+    ) -> Iterator[Tensor]:
         for _ in range(self.K if K is None else K):
             g = gradient(E, x).clamp_(-self.epsilon, self.epsilon)
             x = clipped(x - self.alpha * g, self.box(low))
@@ -133,7 +138,9 @@ class PYLD(_Step):
     noise: Weight = 0.0
     closed_form: bool = True
 
-    def __call__(self, E: Energy, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self, E: Energy, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0, K: int | None = None
+    ) -> Iterator[Tensor]:
         M, N, clip = self.M if K is None else K, self.N, self.box(low)
         epsilon = math.inf if self.epsilon is None else self.epsilon
         if self.closed_form and isinstance(E.model.first, LINEAR) and (clip is None or _inside(x, clip)):
@@ -172,7 +179,9 @@ class PGD(_Step):
     radius: Positive | None = None  # of the L2 ball around the start on which P projects; None: unbounded
     real: Uphill | None = None  # None: real images stay as they are
 
-    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self, E: EnergyFunction, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0, K: int | None = None
+    ) -> Iterator[Tensor]:
         start = x
         for _ in range(self.K if K is None else K):
             g = gradient(E, x)
@@ -182,7 +191,7 @@ class PGD(_Step):
                 x = start + moved * (self.radius / _norm(moved).clamp_min(1e-12)).clamp_max(1)
             yield (x := clipped(x, self.box(low)))
 
-    def uphill(self, E, x: Tensor, low: float = -1.0) -> Tensor:
+    def uphill(self, E: EnergyFunction, x: Tensor, low: float = -1.0) -> Tensor:
         """Real images x moved up E by `real.steps` steps: the same sampler, down -E."""
         if self.real is None:
             return x
@@ -191,8 +200,9 @@ class PGD(_Step):
 
 
 class HMC(_Step):
-    """Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011): K proposals of L leapfrog steps of size alpha, each accepted with
-    probability min(1, exp(H - H')), so that exp(-E)/Z stays as it is at any alpha. Yields x after each proposal.
+    """Hamiltonian Monte Carlo (Duane et al. 1987; Neal 2011): K proposals of L leapfrog steps of size alpha, each accepted
+    with probability min(1, exp(H - H')), H = E(x) + |v|^2 / 2, so that chains have the stationary density exp(-E)/Z at any
+    alpha. Yields x after each proposal.
 
     Within a range, trajectories bounce off its walls (Neal 2011, Sec. 5.1).
     """
@@ -205,7 +215,9 @@ class HMC(_Step):
     def passes(self) -> int:
         return self.K * (self.L + 1)
 
-    def __call__(self, E, x: Tensor, generator=None, low: float = -1.0, K: int | None = None) -> Iterator[Tensor]:
+    def __call__(
+        self, E: EnergyFunction, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0, K: int | None = None
+    ) -> Iterator[Tensor]:
         a, box = self.alpha, self.box(low)
         x = clipped(x, box)
         for _ in range(self.K if K is None else K):
@@ -221,17 +233,25 @@ class HMC(_Step):
             yield (x := torch.where(accepted.view(-1, *[1] * (x.dim() - 1)), q, x))
 
 
-def _bounced(q: Tensor, p: Tensor, box: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+def _bounced(q: Tensor, p: Tensor, box: Box | None) -> tuple[Tensor, Tensor]:
     """Position and momentum after as many reflections at the walls as it takes."""
     if box is None:
         return q, p
     width = box[1] - box[0]
-    way = torch.remainder(q - box[0], 2 * width)  # there and back again
-    there = way <= width
-    return box[0] + torch.where(there, way, 2 * width - way), torch.where(there, p, -p)
+    way = torch.remainder(q - box[0], 2 * width)  # from the lower wall to the upper one, and back
+    forth = way <= width
+    return box[0] + torch.where(forth, way, 2 * width - way), torch.where(forth, p, -p)
 
 
 Step = Annotated[SGLD | Proximal | PYLD | PGD | HMC, Field(discriminator="kind")]
+
+
+class Captured(NamedTuple):
+    """A chain on the device: copy to `start`, replay, read `end`."""
+
+    launch: torch.cuda.CUDAGraph
+    start: Tensor  # x0 (B, ...)
+    end: Tensor  # x^K (B, ...)
 
 
 class Graph:
@@ -243,49 +263,58 @@ class Graph:
 
     Args:
         chain: x0 (B, ...) -> x^K, which waits for nothing on the device.   state: tensors that it changes in place
-        (running statistics).   generator: the device's, from which it draws noise.
+        (running statistics).   generator: the device's, from which it draws noise; None: it draws none.
     """
 
-    def __init__(self, chain: Callable[[Tensor], Tensor], state: Iterable[Tensor] = (), generator=None):
+    def __init__(
+        self, chain: Callable[[Tensor], Tensor], state: Iterable[Tensor] = (), generator: torch.Generator | None = None
+    ):
         self.chain, self.state, self.generator = chain, list(state), generator
-        self.graph = None  # None: not yet captured; False: cannot be
+        self.captured: Captured | None = None
+        self.refused = False  # a capture failed
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.graph is None:
+        """x0 (B, ...) -> x^K."""
+        if self.captured is None and not self.refused:
             try:
-                self.graph = self._capture(x)
+                self.captured = self._capture(x)
             except RuntimeError as e:
-                self.graph = False
+                self.refused = True
                 warnings.warn(f"no CUDA graph ({str(e).splitlines()[0]}): the chain runs step by step", stacklevel=2)
-        if self.graph is False:
+        if self.captured is None:
             return self.chain(x)
-        self.start.copy_(x)
-        self.graph.replay()
-        return self.end.clone()  # the next launch overwrites it
+        self.captured.start.copy_(x)
+        self.captured.launch.replay()
+        return self.captured.end.clone()  # the next launch overwrites it
 
-    def _capture(self, x: Tensor):
-        before, drawn = [t.clone() for t in self.state], self.generator and self.generator.get_state()
-        self.start, side = x.clone(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(side):  # warm-up: libraries allocate and choose algorithms
-                for _ in range(2):
-                    self.chain(self.start)
-            torch.cuda.current_stream().wait_stream(side)
-        finally:  # which must leave no trace
-            for t, value in zip(self.state, before):
-                t.copy_(value)
-            if self.generator:
-                self.generator.set_state(drawn)
+    def _capture(self, x: Tensor) -> Captured:
+        self._warm_up(start := x.clone())
         graph = torch.cuda.CUDAGraph()
         if self.generator:
             graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.end = self.chain(self.start)
-        return graph
+            end = self.chain(start)
+        return Captured(graph, start, end)
+
+    def _warm_up(self, x: Tensor) -> None:
+        """Let libraries allocate and choose algorithms; the state and the generator are afterwards as before."""
+        before, drawn = [t.clone() for t in self.state], self.generator.get_state() if self.generator else None
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    self.chain(x)
+            torch.cuda.current_stream().wait_stream(side)
+        finally:
+            for t, value in zip(self.state, before, strict=True):
+                t.copy_(value)
+            if self.generator and drawn is not None:
+                self.generator.set_state(drawn)
 
 
 def _sum(x: Tensor) -> Tensor:
+    """Of each image, (B,)."""
     return x.flatten(1).sum(1)
 
 
@@ -294,18 +323,19 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
 
 
-def _inside(x: Tensor, clip: tuple[float, float]) -> bool:
+def _inside(x: Tensor, clip: Box) -> bool:
     # Clipping N small steps equals clipping one long one only for a start inside the box. On a GPU the
     # test would wait for the device, and every start of this project is inside by construction.
     return x.is_cuda or bool((x >= clip[0]).all() & (x <= clip[1]).all())
 
 
-def clipped(x: Tensor, clip) -> Tensor:
+def clipped(x: Tensor, clip: Box | None) -> Tensor:
+    """x in the box; None: x as it is."""
     return x if clip is None else x.clamp(*clip)
 
 
-def perturbed(x: Tensor, noise: float, clip, generator) -> Tensor:
-    """The chain's noise; clipped again, so that every state is a valid image."""
+def perturbed(x: Tensor, noise: float, clip: Box | None, generator: torch.Generator | None) -> Tensor:
+    """x + noise * eps, eps standard normal; clipped again, so that every state is a valid image."""
     if not noise:
         return x
     eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -22,6 +22,7 @@ class _Warmed(Cell):
     warmup: Index = 0  # updates of linear warm-up
 
     def __call__(self, lr: float, i: int, total: int) -> float:
+        """The rate of update i, counted from 0, of `total`; lr: the highest."""
         return lr * (min(1.0, (i + 1) / self.warmup) if self.warmup else 1.0)
 
 
@@ -55,6 +56,9 @@ Rate = Annotated[Constant | Steps | Cosine, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------------------------- lengths of chains
+Average = Callable[[list[Tensor]], None]  # each tensor becomes its mean over the processes, in place
+
+
 class Length:
     """The number of steps of a chain; `record` is told how well E tells data from samples (AUC) after each update."""
 
@@ -66,7 +70,7 @@ class Length:
         return self.K
 
     def record(self, i: int, auc: Tensor) -> None:
-        """What update i found."""
+        """What update i found: a scalar on the device."""
 
     def state_dict(self) -> dict:
         return {}
@@ -80,7 +84,7 @@ class Linear(Cell):
 
     kind: Literal["linear"] = "linear"
 
-    def build(self, K: int, total: int, average: Callable | None = None) -> Length:
+    def build(self, K: int, total: int, average: Average | None = None) -> Length:
         return _Linear(K, total)
 
 
@@ -94,7 +98,8 @@ class _Linear(Length):
 
 
 class ByAUC(Cell):
-    """One step more when the mean AUC of the last `window` updates passes `threshold`, or after `hold` updates (AT-EBM's code)."""
+    """One step more when the mean AUC of the last `window` updates passes `threshold`, or after `hold` updates (AT-EBM's
+    code)."""
 
     kind: Literal["auc"] = "auc"
     threshold: Share
@@ -102,18 +107,19 @@ class ByAUC(Cell):
     hold: Count | None = None
     first: Index = 0  # K at the beginning (the code's --startstep)
 
-    def build(self, K: int, total: int, average: Callable | None = None) -> Length:
+    def build(self, K: int, total: int, average: Average | None = None) -> Length:
         return _ByAUC(self, K, average)
 
 
 class _ByAUC(Length):
-    """It looks once in ten updates, so as to wait for the device no more often. Several processes `average` their AUCs, and so
-    have one K."""
+    """It looks once in ten updates, so as to wait for the device no more often. Several processes `average` their AUCs, and
+    so have one K."""
 
-    def __init__(self, rule: ByAUC, K: int, average: Callable | None = None):
+    def __init__(self, rule: ByAUC, K: int, average: Average | None = None):
         super().__init__(K)
         self.rule, self.average = rule, average or (lambda tensors: None)
-        self.k, self.since, self.aucs = rule.first, 0, []  # since: the update at which the length became k
+        self.k, self.since = rule.first, 0  # since: the update at which the length became k
+        self.aucs: list[Tensor] = []  # of the last `window` updates at this length
 
     def __call__(self, i: int) -> int:
         return self.k
@@ -128,6 +134,7 @@ class _ByAUC(Length):
             self.k, self.since, self.aucs = self.k + 1, i + 1, []
 
     def mean_auc(self) -> float:
+        """Over the window and the processes; waits for the device."""
         auc = torch.stack(self.aucs).mean()
         self.average([auc])
         return auc.item()

@@ -4,7 +4,8 @@ another kind (AT-EBM), the data themselves (contrastive divergence); around any 
     x0, index = start.draw(real, rng, noise)         real (B, ...): the images that p(x) sees at this update
     start.keep(index, x)                             where the chains ended
 
-Settings are cells; `build` makes what draws.
+Settings are cells; `build` makes what draws. rng: a generator on the CPU, for choices, so that a seed means the same on
+every device; noise: one on the images' device, for whatever is dense.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lib.parts.augmentations import Augmentation
-from lib.parts.cell import Cell, ConfigError, Count, Share
+from lib.parts.cell import Cell, ConfigError, Count, Share, given
 from lib.parts.pixels import to_range, upload
 
 
@@ -25,8 +26,7 @@ class Start:
     """p0, the distribution of fresh chains; subclasses `sample` it. No chain is kept."""
 
     def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """n starts (n, ...). Random numbers come from a CPU generator, so that a seed means the same on every device.
-        y (n,): their classes, where p0 has any."""
+        """n starts (n, ...). generator: on the CPU.   y (n,): their classes, where p0 has any."""
         raise NotImplementedError
 
     def fill(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -36,15 +36,11 @@ class Start:
     def draw(
         self, real: Tensor, rng: torch.Generator | None = None, noise: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As many starts as real images (B, ...), on their device, and where they live (here: nowhere, None).
-
-        Args:
-            rng: on the CPU, for choices.   noise: on the device, for whatever is dense.
-        """
+        """As many starts as real images (B, ...), on their device, and where they live (here: nowhere, None)."""
         return upload(self.sample(len(real), rng), real.device), None
 
     def keep(self, index: Tensor | None, x: Tensor) -> None:
-        """The chains of `draw` ended at x (B, ...)."""
+        """The chains of `draw` ended at x (B, ...): remembered by a buffer alone."""
 
 
 class Uniform(Start):
@@ -71,7 +67,7 @@ class ClassGaussians(Start):
         self.shape, self.low, self.high = tuple(shape), low, high
 
     @classmethod
-    def fit(cls, x: Tensor, y: Tensor, ridge: float = 1e-4, low: float = -1.0, high: float = 1.0):
+    def fit(cls, x: Tensor, y: Tensor, ridge: float = 1e-4, low: float = -1.0, high: float = 1.0) -> ClassGaussians:
         """Fit to images x (n, C, H, W) in [low, high] with labels y (n,).
 
         Raises: ValueError where a class 0..max(y) has no image.
@@ -109,7 +105,7 @@ class ClassGaussians(Start):
         even = self.sample(len(y), generator, y)
         return torch.cat([even, self.sample(n - len(y), generator)]) if n > len(y) else even
 
-    def to(self, device) -> ClassGaussians:
+    def to(self, device: str | torch.device) -> ClassGaussians:
         """A copy on another device (the same object's tensors where nothing moves)."""
         return ClassGaussians(self.mu.to(device), self.factor.to(device), self.prior, self.shape, self.low, self.high)
 
@@ -126,10 +122,11 @@ class Images(Start):
     """p0 of AT-EBM: real out-of-distribution images (Algorithm 1, line 2), float (n, C, H, W), on any device.
 
     Args:
-        augment: how each batch of them is changed (lib.parts.augmentations); None: as they are.   low: of their range.
+        augment: how each batch of them is changed; None: as they are.   low: of their range.
+    Raises: ValueError for no images, or ones of another shape.
     """
 
-    def __init__(self, images: Tensor, augment: Callable | None = None, low: float = -1.0):
+    def __init__(self, images: Tensor, augment: Augmentation | None = None, low: float = -1.0):
         if images.dim() != 4 or not len(images):
             raise ValueError(f"p0 images of shape {tuple(images.shape)}: expected (n, C, H, W) with n >= 1")
         self.images, self.augment, self.low, self.shape = images, augment, low, tuple(images.shape[1:])
@@ -138,7 +135,9 @@ class Images(Start):
         """n images at random, with replacement, as they are."""
         return self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]
 
-    def draw(self, real, rng=None, noise=None):
+    def draw(
+        self, real: Tensor, rng: torch.Generator | None = None, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         x, index = super().draw(real, rng, noise)
         return self.augment(x, noise, self.low) if self.augment else x, index
 
@@ -147,7 +146,8 @@ class Data(Start):
     """Contrastive divergence (Hinton 2002): each chain starts at a data point of this very batch.
 
     Args:
-        images: the training images, uint8 (n, C, H, W) or float (n, ...), of which a buffer is filled.   low: of their range.
+        images: the training images, uint8 (n, C, H, W) or float (n, ...), of which a buffer is filled.   low: of the range
+        in which starts are.
     """
 
     def __init__(self, images: Tensor, low: float = -1.0):
@@ -158,7 +158,9 @@ class Data(Start):
         x = self.images[upload(torch.randint(len(self.images), (n,), generator=generator), self.images.device)]
         return to_range(x, self.low) if x.dtype == torch.uint8 else x
 
-    def draw(self, real, rng=None, noise=None):
+    def draw(
+        self, real: Tensor, rng: torch.Generator | None = None, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         return real.detach(), None
 
 
@@ -176,7 +178,14 @@ class ReplayBuffer(Start):
         self.images, self.fresh, self.reinit = images, fresh, reinit
 
     @classmethod
-    def filled(cls, size: int, fresh: Start, reinit: float, generator: torch.Generator | None = None, device="cpu"):
+    def filled(
+        cls,
+        size: int,
+        fresh: Start,
+        reinit: float,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+    ) -> ReplayBuffer:
         """A buffer of `size` draws from p0, equally many of each class where p0 has classes."""
         return cls(fresh.fill(size, generator).to(device), fresh, reinit)
 
@@ -186,7 +195,9 @@ class ReplayBuffer(Start):
     def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         return self.fresh.sample(n, generator, y)
 
-    def draw(self, real, rng=None, noise=None):
+    def draw(
+        self, real: Tensor, rng: torch.Generator | None = None, noise: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """B chain starts: from the buffer with probability 1 - reinit, else fresh from p0.
 
         Only the fresh ones are drawn. Indices come from the CPU, and no copy waits for the device.
@@ -201,12 +212,16 @@ class ReplayBuffer(Start):
             x[where] = self.fresh.draw(real[where], rng, noise)[0]
         return x, index_on_device
 
-    def keep(self, index, x):
+    def keep(self, index: Tensor | None, x: Tensor) -> None:
         """Write the chains' last states back. index (B,), x (B, ...)."""
         self.images[index] = x.detach()
 
 
 # ------------------------------------------------------------------------------------------------------ settings
+Device = str | torch.device
+Others = Callable[[], Tensor]  # -> uint8 (n, C, H, W)
+
+
 class TrainingSet(Protocol):
     """What a start is built from (lib.data.Split)."""
 
@@ -221,6 +236,8 @@ class TrainingSet(Protocol):
 
 
 class Buffer(Cell):
+    """A replay buffer's settings."""
+
     size: Count  # |B|
     reinit: Share  # rho: the share of chains that begin anew
 
@@ -228,15 +245,15 @@ class Buffer(Cell):
 class _Cell(Cell):
     buffer: Buffer | None = None  # None: every chain is a fresh one
 
-    def build(self, split: TrainingSet, low: float, device="cpu", others: Callable[[], Tensor] | None = None) -> Start:
-        """p0 for images of `split`, in [low, 1]. others: gives the images of another kind, uint8 (n, C, H, W)."""
+    def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> Start:
+        """p0 for images of `split`, in [low, 1]. others: gives the images of another kind, which OtherImages needs."""
         raise NotImplementedError
 
 
 class UniformNoise(_Cell):
     kind: Literal["uniform"] = "uniform"
 
-    def build(self, split, low, device="cpu", others=None):
+    def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> Uniform:
         return Uniform(split.shape, low)
 
 
@@ -245,15 +262,15 @@ class Gaussians(_Cell):
 
     kind: Literal["gaussians"] = "gaussians"
 
-    def build(self, split, low, device="cpu", others=None):
+    def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> ClassGaussians:
         """Raises: ConfigError where none were fitted, or for another range."""
         if split.gaussians is None:
             raise ConfigError(
-                f"start kind gaussians, but {split.title} has none fitted: set gaussians: true for it in scales.<profile>.data, "
-                "or another start"
+                f"start kind gaussians, but {split.title} has none fitted: set gaussians: true for it in "
+                "scales.<profile>.data, or another start"
             )
         g = split.gaussians
-        if g.low != low:  # fitted in [-1, 1]: x -> (x - low') (1 - low) / (1 - low') + low
+        if g.low != low:  # fitted in another range, [-1, 1]: x -> s (x - g.low) + low
             s = (1 - low) / (1 - g.low)
             g = ClassGaussians((g.mu - g.low) * s + low, g.factor * s, g.prior, g.shape, low, 1.0)
         return g.to(device)
@@ -271,8 +288,10 @@ class OtherImages(_Cell):
             raise ValueError(f"of: the shares {self.of} add up to {sum(self.of.values()):g}; expected 1")
         return self
 
-    def build(self, split, low, device="cpu", others=None):
-        return Images(to_range(others(), low).to(device), self.augment, low)
+    def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> Images:
+        """Raises: ConfigError without `others`."""
+        images = given(others, "start kind images: build needs `others`, which gives them, such as lib.data.p0")
+        return Images(to_range(images(), low).to(device), self.augment, low)
 
 
 class DataPoints(_Cell):
@@ -280,7 +299,7 @@ class DataPoints(_Cell):
 
     kind: Literal["data"] = "data"
 
-    def build(self, split, low, device="cpu", others=None):
+    def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> Data:
         return Data(split.x_train.to(device), low)
 
 

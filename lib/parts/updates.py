@@ -13,8 +13,8 @@ norm); its code, and Kwon et al., take e = rho T^2 grad L / |T grad L|, which so
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from lib.parts.cell import Cell, Count, Positive, Share, Weight
 from lib.parts.networks import batch_statistics
 from lib.parts.schedules import Rate
+
+Found = TypeVar("Found")
 
 
 class Descent:
@@ -49,14 +51,15 @@ class Descent:
     def load_state_dict(self, state: dict) -> None:
         self.base.load_state_dict(state)
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+    def _gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """(parameter, gradient) of all that have one."""
+        return [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def gradient_norm(self) -> Tensor:
         """|grad L|, a scalar on the device."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self._parameters()])))
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for _, g in self._gradients()])))
 
-    def step(self, closure: Callable[[], object]):
+    def step(self, closure: Callable[[], Found]) -> tuple[Found, Tensor]:
         """One update. closure: computes the loss on fixed data, calls backward, returns anything. Returns what it returned,
         and |grad L|, both at the weights before the step."""
         self.zero_grad()
@@ -87,7 +90,7 @@ class SAM(Descent):
         base: torch.optim.Optimizer,
         rho: float = 0.05,
         adaptive: bool = False,
-        second_pass: Callable = contextlib.nullcontext,
+        second_pass: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
         reduce: Callable[[], None] | None = None,
     ):
         if not rho > 0:
@@ -99,11 +102,10 @@ class SAM(Descent):
     @torch.no_grad()
     def ascend(self) -> Tensor:
         """theta <- theta + e from the gradients at theta; returns |grad L| (or |T grad L|), a scalar on the device."""
-        params = self._parameters()
-        scaled = [p.abs() * p.grad if self.adaptive else p.grad for p in params]  # T grad L
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(scaled)))
-        self._before = [(p, p.clone()) for p in params]
-        for p, g in zip(params, scaled, strict=True):
+        scaled = [(p, p.abs() * g if self.adaptive else g) for p, g in self._gradients()]  # T grad L
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([g for _, g in scaled])))
+        self._before = [(p, p.clone()) for p, _ in scaled]
+        for p, g in scaled:
             p.add_((p.abs() * g if self.adaptive else g) * (self.rho / (norm + 1e-12)))
         return norm
 
@@ -114,7 +116,7 @@ class SAM(Descent):
             p.copy_(before)
         self._before = []
 
-    def step(self, closure: Callable[[], object]):
+    def step(self, closure: Callable[[], Found]) -> tuple[Found, Tensor]:
         """One update, as `Descent.step`: what it returns is of the first call, at theta, not at the worst point."""
         self.zero_grad()
         found = closure()
@@ -133,6 +135,8 @@ class SAM(Descent):
 
 # ------------------------------------------------------------------------------------------------------ settings
 class Sharpness(Cell):
+    """SAM's, or ASAM's, settings."""
+
     rho: Positive  # radius of the ball in weight space
     adaptive: bool = False  # ASAM
 
@@ -152,7 +156,8 @@ class _Cell(Cell):
             raise ValueError(f"iterations: {self.iterations} and epochs: {self.epochs}; expected exactly one of them")
         return self
 
-    def base(self, parameters) -> torch.optim.Optimizer:
+    def base(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """torch's optimiser, without SAM."""
         raise NotImplementedError
 
     def build(self, model: nn.Module, reduce: Callable[[], None] | None = None) -> Descent:
@@ -174,7 +179,7 @@ class SGD(_Cell):
             raise ValueError("nesterov: true with momentum 0; expected some momentum, or leave nesterov out")
         return self
 
-    def base(self, parameters):
+    def base(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
 
 
@@ -182,7 +187,7 @@ class Adam(_Cell):
     optimizer: Literal["adam"] = "adam"
     betas: tuple[float, float]
 
-    def base(self, parameters):
+    def base(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
 
 

@@ -2,4 +2,4 @@
 processes (distributed), provenance."""
 
 from lib.training.loop import DIVERGED, OutOfTime, fit
-from lib.training.trainer import Trainer
+from lib.training.trainer import Trainer, deterministic

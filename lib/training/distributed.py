@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: str | None = None):
+def joined(device: str | None = None) -> Iterator[str | None]:
     """The group of processes that torchrun describes in the environment; yields this process's device (gloo and the
     CPU, or NCCL and the GPU of its own number). Without torchrun: the device, None for the default one.
 
@@ -122,7 +122,7 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def least(value: float, device="cpu") -> float:
+def least(value: float, device: str | torch.device = "cpu") -> float:
     """The smallest of the processes' numbers: how they agree. All wait for it."""
     if world() == 1:
         return value
@@ -131,7 +131,7 @@ def least(value: float, device="cpu") -> float:
     return found.item()
 
 
-def wait(device="cpu") -> None:
+def wait(device: str | torch.device = "cpu") -> None:
     """Until all processes have come here."""
     least(0, device)
 
@@ -146,5 +146,5 @@ def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object])
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
     collective(flat)
-    for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         t.copy_(part.view(t.shape))

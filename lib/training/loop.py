@@ -41,8 +41,8 @@ def fit(
         folder: for weights.pt, buffer.pt, curve.csv (also while it trains), snapshots/.   scratch: for checkpoints, from
         the newest of which it continues.
         on_log: called with the trainer and each row of the curve.   deadline: by time.monotonic(); None: none.
-    Raises: OutOfTime at the deadline; ConfigError where the run was begun by another number of processes; DataError where what
-        it would continue from is of another version.
+    Raises: OutOfTime at the deadline; ConfigError where the run was begun by another number of processes; DataError where
+        what it would continue from is of another version.
     """
     course = Course(trainer, folder, scratch)
     course.begin()
@@ -133,7 +133,7 @@ class Course:
         self.began = time.perf_counter()  # validation is not training time
         self.rows.append(row)
         self.bar.update(len(numbers["loss"]))
-        shown = {k: f"{row[k]:.3g}" for k in ("loss", "accuracy", "auc") if k in row}
+        shown: dict[str, object] = {k: f"{row[k]:.3g}" for k in ("loss", "accuracy", "auc") if k in row}
         self.bar.set_postfix(shown, refresh=False)
         if self.first and self.began - self.shown > WATCHED:
             self._write_curve()
@@ -246,7 +246,7 @@ def _own_folder(trainer: Trainer, scratch: Path) -> Path:
     return scratch if N == 1 else scratch / f"rank{distributed.rank()}of{N}"
 
 
-def _latest(scratch: Path, device) -> dict | None:
+def _latest(scratch: Path, device: torch.device) -> dict | None:
     """The newest checkpoint that every process has intact, or None."""
     upto = math.inf
     while True:

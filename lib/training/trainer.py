@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lib import ROOT, data, memory, params
 from lib.parts import networks, samplers
+from lib.parts.cell import given
 from lib.parts.energy import Energy, resolve_precision
 from lib.parts.losses import Batch
 from lib.parts.pixels import to_range, with_noise
@@ -20,6 +22,13 @@ from lib.training import checkpoint, distributed
 def logged(run: params.Run) -> tuple[str, ...]:
     """What one update of a run returns, by name, in its order."""
     return (*run.loss.columns, *(("travelled", "K") if run.step else ()), "grad_norm")
+
+
+def deterministic() -> None:
+    """As torch.use_deterministic_algorithms(True, warn_only=True), which imports the compiler for a second; and no NaN in
+    every fresh tensor: that mode's search for reads of unset memory costs a twentieth of a step."""
+    torch.set_deterministic_debug_mode("warn")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
 
 
 class Trainer:
@@ -49,7 +58,7 @@ class Trainer:
         distributed.broadcast(self.model)
         self.energy = self.fused = Energy(self.model, precision=self.precision)  # fused: what `step` uses where it can
         if run.compile and networks.has_batch_norm(self.model):  # without norm, there is nothing to fuse
-            self.fused = Energy(self.model, precision=self.precision, forward=networks.compiled(self.model))
+            self.fused = Energy(self.model, precision=self.precision, forward=networks.Compiled(self.model))
         self.optimizer = run.update.build(self.model, lambda: distributed.average_update(self.model))
         self.seed(seed)
         u, images = run.update, (split.x_train.to(self.device), split.y_train.to(self.device))
@@ -76,6 +85,7 @@ class Trainer:
 
     @property
     def buffer(self) -> ReplayBuffer | None:
+        """None for a run without one."""
         return self.start if isinstance(self.start, ReplayBuffer) else None
 
     def seed(self, seed: int) -> None:
@@ -85,31 +95,26 @@ class Trainer:
         self.rng = torch.Generator().manual_seed(own)
         self.noise = torch.Generator(self.device).manual_seed(own + 1)
         self.common = self.noise if distributed.world() == 1 else torch.Generator(self.device).manual_seed(seed + 1)
-        self.chain = self._chain()
+        self.chain: Callable[[Tensor], Tensor] = self.walk  # of full length; on a GPU one graph, where the run says so
+        if self.run.graph and self.run.step and self.device.type == "cuda":
+            self.chain = samplers.Graph(self.walk, self.model.buffers(), self.noise)
 
-    def _chain(self):
-        """x0 -> x^K, the run's chain with the noise stream as it is now; on a GPU one graph, where the run says so."""
-
-        def chain(x: Tensor, K: int | None = None) -> Tensor:
-            with networks.frozen(self.model):
-                return samplers.last(self.run.step(self.fused, x, self.noise, self.run.low, K))
-
-        graph = self.run.graph and self.device.type == "cuda" and self.run.step
-        return samplers.Graph(chain, self.model.buffers(), self.noise) if graph else chain
+    def walk(self, x: Tensor, K: int | None = None) -> Tensor:
+        """x^0 -> x^K (B, ...), one step after the other. K: None: the run's own number of steps."""
+        with networks.frozen(self.model):
+            return samplers.last(self.run.chain(self.fused, x, self.noise, self.run.low, K))
 
     def step(self) -> dict[str, Tensor]:
         """One update: batch, samples, loss, weights. Returns scalars on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.run.update.schedule(self.run.update.lr, self.iteration, self.iterations)
         self.model.train()
-        batch, samples, attacked, moved = self.batch(), None, None, {}
-        if self.start:
-            samples, moved = self.sample(batch.real)
-            batch = self.uphill(batch)
-        if "attacked" in self.run.loss.needs:
-            attacked = self.attack(batch)
+        batch = self.batch()
+        samples, numbers_of_chain = self.sample(batch.real) if self.start else (None, {})
+        batch = self.uphill(batch) if self.start else batch
+        attacked = self.attack(batch) if "attacked" in self.run.loss.needs else None
 
-        def closure():
+        def closure() -> dict[str, Tensor]:
             loss, numbers = self.run.loss(self.fused, batch, samples, attacked, twice=self.energy)
             loss.backward()
             return numbers
@@ -118,7 +123,7 @@ class Trainer:
         if samples is not None:
             self.length.record(self.iteration, numbers["auc"])
         self.iteration += 1
-        return {**numbers, **moved, "grad_norm": norm}
+        return {**numbers, **numbers_of_chain, "grad_norm": norm}
 
     def batch(self) -> Batch:
         """This process's part of the update's images."""
@@ -129,26 +134,27 @@ class Trainer:
     def sample(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x^-: from the start, K steps, back to where they live (JEM++ Algorithm 2, lines 3, 4 and 6; AT-EBM Algorithm 1,
         lines 2 and 3); and how far they travelled (L2, mean)."""
-        K = self.length(self.iteration)
-        x0, index = self.start.draw(real, self.rng, self.noise)
+        start, K = given(self.start, f"run {self.run.name} has no chain"), self.length(self.iteration)
+        x0, index = start.draw(real, self.rng, self.noise)
         samples = x0
         if K:
-            samples = self.chain(x0) if K == self.length.K else self.chain(x0, K)
-        self.start.keep(index, samples)
+            samples = self.chain(x0) if K == self.length.K else self.walk(x0, K)
+        start.keep(index, samples)
         travelled = (samples - x0).flatten(1).norm(dim=1).mean()
         return samples, {"travelled": travelled, "K": torch.full_like(travelled, K)}
 
     def uphill(self, batch: Batch) -> Batch:
         """The batch with its real images moved up E a little, where the step says so."""
         with networks.frozen(self.model):
-            return batch._replace(real=self.run.step.uphill(self.fused, batch.real, self.run.low))
+            return batch._replace(real=self.run.chain.uphill(self.fused, batch.real, self.run.low))
 
     def attack(self, batch: Batch) -> Tensor:
         """The batch moved by the adversary, batch norm by its running statistics meanwhile."""
         with networks.evaluating(self.model):
-            return self.run.loss.adversarial_cross_entropy.attack(self.energy, batch.x, batch.y, self.rng, self.run.low)
+            return self.run.loss.adversary.attack(self.energy, batch.x, batch.y, self.rng, self.run.low)
 
     def state_dict(self) -> dict:
+        """All that a resumed run needs, to go on to the bit."""
         return {
             "iteration": self.iteration,
             "seconds": self.seconds,
