@@ -17,6 +17,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import torch
 from lib import ROOT, data, files, params
 from lib.measures import inception, metrics, uncertainty
 from lib.models import KEPT, Trained, load_run, load_weights, read_buffer
+from lib.parts.cell import given
 from lib.parts.energy import log_p_y
 from lib.training import distributed
 
@@ -41,7 +43,10 @@ class Quality:
     device: str | torch.device = "cpu"
 
     @classmethod
-    def of(cls, reference: Trained, split: data.Split, modes=(), device: str | torch.device = "cpu") -> Quality:
+    def of(
+        cls, reference: Trained, split: data.Split, modes: Sequence[str] = (), device: str | torch.device = "cpu"
+    ) -> Quality:
+        """The distances from a data set, with Inception's networks for `modes`."""
         networks = {mode: inception.Inception(mode, device) for mode in modes}
         moments = {mode: (network, moments_of_data(network, split, device)) for mode, network in networks.items()}
         return cls(reference, moments_of_data(reference, split, device), moments, device)
@@ -49,28 +54,31 @@ class Quality:
     def __call__(self, images: torch.Tensor, resamples: int = 0, brief: bool = False) -> dict:
         """FD-clf and IS-clf of uint8 images, with `resamples` an interval too; under `inception`, mode -> FID, IS, KID.
         brief: one of many measurements along training, by the first mode only."""
-        out = metrics.quality(images, self.reference.model, self.real, self.device, resamples)
+        out = metrics.quality(images, self.reference.model, self.real[:2], self.device, resamples)
         if modes := list(self.inception)[: 1 if brief else None]:
             out["inception"] = {mode: metrics.inception_quality(images, *self.inception[mode]) for mode in modes}
         return out
 
 
-def measure(trained: Trained, quality: Quality | None, split: data.Split, device="cpu") -> dict:
-    """What a run's cells make measurable: accuracy and calibration where it has labels; where it has chains, the distances of
-    its samples and of their starts from train + test images. A classifier needs no `quality`."""
-    if trained.run.generation:
+Device = str | torch.device
+
+
+def measure(trained: Trained, quality: Quality | None, split: data.Split, device: Device = "cpu") -> dict:
+    """What a run's cells make measurable: accuracy and calibration where it has labels; where it has chains, the distances
+    of its samples and of their starts from train + test images.
+    Raises: ConfigError for a run with chains without `quality`, which a classifier does not need."""
+    run = trained.run
+    if run.step is None:
+        return classified(trained, split, device) if run.labelled else {}
+    quality = given(quality, f"run {run.name} makes samples: expected a Quality to measure them by, not None")
+    if run.generation:
         return generated(trained, quality)
-    how, out = params.measures(), classified(trained, split, device) if trained.run.labelled else {}
-    if trained.run.step is None:
-        return out
-    if trained.buffer is not None:
-        out |= of_buffer(trained, quality, device)
-    else:
-        out["samples"] = quality(trained.sample(how.fresh, seeded()), how.resamples_fd)
-    n = how.fresh if trained.buffer is None else len(trained.buffer)
-    out["start"] = quality(data.to_bytes(trained.p0(split).sample(n, seeded()), trained.run.low))
+    out = classified(trained, split, device) if run.labelled else {}
+    out |= of_samples(trained, quality) if trained.buffer is None else of_buffer(trained, quality, device)
+    n = params.measures().fresh if trained.buffer is None else len(trained.buffer)
+    out["start"] = quality(data.to_bytes(trained.p0(split).sample(n, seeded()), run.low))
     if quality.inception and trained.buffer is not None:  # chains that never saw the buffer
-        out["fresh"] = quality(trained.sample(min(how.fresh, n), seeded(), fresh=True))
+        out["fresh"] = quality(trained.sample(min(params.measures().fresh, n), seeded(), fresh=True))
     if folders := sorted(trained.folder.glob("snapshots/*")):
         out["snapshots"] = [snapshot(trained, f, quality, split) for f in folders]
     return out
@@ -80,7 +88,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def classified(trained: Trained, split: data.Split, device="cpu") -> dict:
+def classified(trained: Trained, split: data.Split, device: Device = "cpu") -> dict:
     """Test accuracy with its bootstrap interval, and calibration."""
     logits = test_logits(trained, trained.model, split, device)
     hits = (logits.argmax(1) == split.y_test).numpy()
@@ -89,15 +97,22 @@ def classified(trained: Trained, split: data.Split, device="cpu") -> dict:
     return {**out, "calibration": calibration(logits, split.y_test)}
 
 
-def test_logits(trained: Trained, model: torch.nn.Module, split: data.Split, device) -> torch.Tensor:
+def test_logits(trained: Trained, model: torch.nn.Module, split: data.Split, device: Device) -> torch.Tensor:
+    """Logits (n, C) of the test images by `model`, the run's network with its last weights or earlier ones."""
     run = trained.run
     return metrics.logits_of(model, split.x_test, run.input_noise, device=device, low=run.low)
 
 
-def of_buffer(trained: Trained, quality: Quality, device="cpu") -> dict:
+def of_samples(trained: Trained, quality: Quality) -> dict:
+    """Samples of a run without a replay buffer."""
+    how = params.measures()
+    return {"samples": quality(trained.sample(how.fresh, seeded()), how.resamples_fd)}
+
+
+def of_buffer(trained: Trained, quality: Quality, device: Device = "cpu") -> dict:
     """The replay buffer; where there are classes, also its most confident images of each, and as many at random: a Frechet
     distance grows as images get fewer, so these are the fair comparison."""
-    buffer, how = trained.buffer, params.measures()
+    buffer, how = given(trained.buffer, f"run {trained.run.name} has no replay buffer"), params.measures()
     out = {"buffer": quality(buffer, how.resamples_fd)}
     if not trained.run.labelled:
         return out
@@ -109,37 +124,50 @@ def of_buffer(trained: Trained, quality: Quality, device="cpu") -> dict:
     return out
 
 
-def moments_of_data(extractor: Trained | inception.Inception, split: data.Split, device="cpu") -> metrics.Moments:
+def moments_of_data(extractor: Trained | inception.Inception, split: data.Split, device: Device = "cpu") -> metrics.Moments:
     """Moments of the features of training and test images together, by the reference classifier or by Inception. They
     are the same for every run measured by one extractor, so they are kept in scratch/, under a hash of all they depend
     on."""
-    ours, kept = isinstance(extractor, Trained), params.measures().kid
-    which = (extractor.folder / "weights.pt").read_bytes() if ours else f"{extractor.key} {kept}".encode()
-    content = hashlib.sha256(which)
+    kept = params.measures().kid  # features, for KID, by Inception alone
+    if isinstance(extractor, Trained):
+        which = (extractor.folder / "weights.pt").read_bytes()
+    else:
+        which = f"{extractor.key} {kept}".encode()
+    depends = hashlib.sha256(which)
     for part in (split.x_train, split.x_test):
-        content.update(part.contiguous().numpy())
-    path = ROOT / "scratch" / f"moments-{content.hexdigest()[:16]}.npz"
-    if path.exists():
-        try:
-            with np.load(path) as f:
-                return metrics.Moments(**f)
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-            print(f"{path} is damaged ({type(e).__name__}): computed anew", file=sys.stderr)
+        depends.update(part.reshape(-1).numpy().data)
+    path = ROOT / "scratch" / f"moments-{depends.hexdigest()[:16]}.npz"
+    if (known := _read_moments(path)) is not None:
+        return known
     x = torch.cat([split.x_train, split.x_test])
-    features = metrics.features_of(extractor.model, x, device)[0] if ours else extractor(x)[0]
-    mean, covariance = metrics.moments(features)
-    some = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:kept].numpy()
-    found = metrics.Moments(mean, covariance, None if ours else features[some])
+    if isinstance(extractor, Trained):
+        found = metrics.Moments(*metrics.moments(metrics.features_of(extractor.model, x, device)[0]))
+    else:
+        features, _ = extractor(x)
+        some = torch.randperm(len(features), generator=seeded())[:kept].numpy()
+        found = metrics.Moments(*metrics.moments(features), features[some])
     content = io.BytesIO()
     np.savez(content, **{k: v for k, v in found._asdict().items() if v is not None})
     files.write_bytes(path, content.getvalue())
     return found
 
 
+def _read_moments(path: Path) -> metrics.Moments | None:
+    """None where there are none, or where they are damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as f:
+            return metrics.Moments(**f)
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        print(f"{path} is damaged ({type(e).__name__}): computed anew", file=sys.stderr)
+        return None
+
+
 def generated(trained: Trained, quality: Quality) -> dict:
     """p0 images after `generation.steps` steps, the same images before, and by the weights kept along the way: AT-EBM's way;
     and the time of an image."""
-    how = trained.run.generation
+    how = given(trained.run.generation, f"run {trained.run.name} has no `generation`: how many steps is not known")
     p0, g = data.p0(trained.run), seeded()
     sources = p0[torch.randint(len(p0), (how.images,), generator=g)]
     began = time.perf_counter()
@@ -151,15 +179,22 @@ def generated(trained: Trained, quality: Quality) -> dict:
         "seconds_per_image": seconds,
     }
     if folders := sorted(trained.folder.glob("snapshots/*")):
-        out["snapshots"], model = [], copy.deepcopy(trained.model)
-        for f in folders:
-            load_weights(model, f, remedy(trained))
-            few = replace(trained, model=model).perturb(sources[: params.measures().snapshot], how.steps, how.alpha)
-            out["snapshots"].append({"iteration": int(f.name), **quality(few, brief=True)})
+        few = sources[: params.measures().snapshot]
+        out["snapshots"] = [generated_by(trained, f, quality, few) for f in folders]
     return out
 
 
+def generated_by(trained: Trained, folder: Path, quality: Quality, sources: torch.Tensor) -> dict:
+    """Sample quality of a snapshot's weights, from p0 images."""
+    how = given(trained.run.generation, f"run {trained.run.name} has no `generation`: how many steps is not known")
+    model = copy.deepcopy(trained.model)
+    load_weights(model, folder, remedy(trained))
+    samples = replace(trained, model=model).perturb(sources, how.steps, how.alpha)
+    return {"iteration": int(folder.name), **quality(samples, brief=True)}
+
+
 def remedy(trained: Trained) -> str:
+    """What to do where a file of it is damaged."""
     return f"train it anew with python -m lib.train {trained.run.name} --profile {trained.run.profile}"
 
 
@@ -176,7 +211,7 @@ def snapshot(trained: Trained, folder: Path, quality: Quality, split: data.Split
     """Accuracy and sample quality of a snapshot taken during training (JEM++ Figure 6)."""
     model = copy.deepcopy(trained.model)
     load_weights(model, folder, remedy(trained))
-    found = {"iteration": int(folder.name)}
+    found: dict[str, object] = {"iteration": int(folder.name)}
     if trained.run.labelled:
         logits = test_logits(trained, model, split, quality.device)
         found["accuracy"] = metrics.accuracy(logits, split.y_test)
@@ -191,16 +226,16 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
     skipped = ROOT / "artifacts" / run.profile / name / "skipped.json"
     if skipped.exists():
         return files.read_json(skipped, f"run python -m lib.train {name} --profile {run.profile}", ("skipped",))
-    device = distributed.device(device)
+    place = distributed.device(device)
     if run.threads:
         torch.set_num_threads(run.threads)
     split = data.load(run.profile, run.data)
-    reference = load_run(run.reference, run.profile, device=device)
-    quality = Quality.of(reference, split, params.inception(run.profile), device) if run.step else None
+    reference = load_run(run.reference, run.profile, device=place)
+    quality = Quality.of(reference, split, params.inception(run.profile), place) if run.step else None
     seeds = []
     for seed in run.seeds:
-        trained = load_run(name, run.profile, seed, device)
-        seeds.append({"seed": seed, **{k: trained.metrics[k] for k in KEPT}, **measure(trained, quality, split, device)})
+        trained = load_run(name, run.profile, seed, place)
+        seeds.append({"seed": seed, **{k: trained.metrics[k] for k in KEPT}, **measure(trained, quality, split, place)})
     weights = (reference.folder / "weights.pt").read_bytes()
     out = {
         "run": name,
@@ -208,7 +243,7 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
         "data": split.title,
         "seeds": seeds,
         "mean": _over(seeds, np.mean),
-        "sd": _over(seeds, lambda v: np.std(v, ddof=1) if len(v) > 1 else 0.0),
+        "sd": _over(seeds, lambda v: float(np.std(v, ddof=1)) if len(v) > 1 else 0.0),
         "feature_extractor": hashlib.sha256(weights).hexdigest()[:16],
         "precision": trained.provenance["precision"],
     }
@@ -217,8 +252,8 @@ def evaluate(name: str, profile: str | None = None, device: str | None = None) -
 
 def summary(measured: dict) -> dict:
     """Some ten numbers of a run, for which a terminal has room (`dvc metrics show`): means over seeds, to four digits, and
-    with more than one seed their standard deviation. acc: test accuracy; fd_clf, is_clf: of the replay buffer, or of AT-EBM's
-    samples; low and high: their intervals; seconds: of training."""
+    with more than one seed their standard deviation. acc: test accuracy; fd_clf, is_clf: of the replay buffer, or of
+    AT-EBM's samples; low and high: their intervals; seconds: of training."""
     if "skipped" in measured:
         return {"verdict": "skipped"}
     m, sd, seeds = measured["mean"], measured["sd"], measured["seeds"]
@@ -235,11 +270,12 @@ def summary(measured: dict) -> dict:
         found |= {"acc_sd": sd.get("accuracy"), "fd_sd": sd.get(images, {}).get("fd_clf")}
     ends = Counter(s["verdict"].replace("at iteration", "at") for s in seeds)  # 'finished', 'diverged at 413'
     verdict = next(iter(ends)) if len(ends) == 1 else ", ".join(f"{n} {end}" for end, n in ends.items())
-    return {k: round(float(f"{v:.4g}"), 4) for k, v in found.items() if v is not None} | {"verdict": verdict}
+    return {k: float(f"{round(v, 4):.4g}") for k, v in found.items() if v is not None} | {"verdict": verdict}
 
 
-def _over(dicts: list[dict], how) -> dict:
-    out = {}
+def _over(dicts: list[dict], how: Callable[[list[float]], float]) -> dict:
+    """`how` of each number that the dicts hold, section by section."""
+    out: dict[str, object] = {}
     for key, value in dicts[0].items():
         if isinstance(value, dict):
             out[key] = _over([d[key] for d in dicts], how)

@@ -45,8 +45,8 @@ class Trained:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def energy(self, y=None) -> Energy:
-        """Its energy, in fp32."""
+    def energy(self, y: torch.Tensor | None = None) -> Energy:
+        """Its energy, in fp32: E(x), or with class indices y (B,) E(x, y)."""
         return Energy(self.model, y)
 
     def perturb(self, x: torch.Tensor, K: int, alpha: float, radius: float | None = None) -> torch.Tensor:
@@ -74,38 +74,35 @@ class Trained:
         """
         run = self.run
         if run.step is None or n < 1:
-            why = "a classifier has no chain; expected a run with a start and a step, such as jempp-m10"
-            raise ValueError(f"{n} samples of {run.name}: {'expected at least 1' if run.step else why}")
+            raise ValueError(f"{n} samples of {run.name}: {'expected at least 1' if run.step else params.NO_CHAIN}")
         if run.generation:
             starts = data.to_bytes(self._fresh(n, generator), run.low)
             return self.perturb(starts, run.generation.steps, run.generation.alpha)
         m = max(n, run.update.batch)  # batch norm looks at the batch: no fewer chains than in training
-        again = self.buffer is not None and not fresh
-        x0 = data.to_range(self.buffer[self._shuffled(m, generator)], run.low) if again else self._fresh(m, generator)
+        if self.buffer is None or fresh:
+            x0 = self._fresh(m, generator)
+        else:
+            x0 = data.to_range(self.buffer[_shuffled(len(self.buffer), m, generator)], run.low)
         noise = torch.Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        visits = round(1 / max(run.start.buffer.reinit, 0.01)) if run.start.buffer and fresh else 1
+        visits = round(1 / max(run.replay.reinit, 0.01)) if run.replay and fresh else 1
         with networks.batch_statistics(self.model):
             moved = [self._visit(part, visits, noise) for part in x0.tensor_split(-(-m // BATCH))]
         return torch.cat(moved)[:n]
 
-    def _fresh(self, n: int, generator) -> torch.Tensor:
+    def _fresh(self, n: int, generator: torch.Generator | None) -> torch.Tensor:
         """n draws from the run's p0, in its range."""
         split = data.load(self.run.profile, self.run.data)
         return self.p0(split).sample(n, generator)
 
     def p0(self, split: data.Split) -> Start:
-        """What its chains start from where no buffer has them, on the CPU."""
-        return self.run.start.build(split, self.run.low, "cpu", lambda: data.p0(self.run))
-
-    def _shuffled(self, n: int, generator) -> torch.Tensor:
-        """n indices of the buffer: whole permutations, the last one cut off."""
-        turns = range(-(-n // len(self.buffer)))
-        return torch.cat([torch.randperm(len(self.buffer), generator=generator) for _ in turns])[:n]
+        """What its chains start from where no buffer has them, on the CPU. Raises: ConfigError for a classifier."""
+        return self.run.origin.build(split, self.run.low, "cpu", lambda: data.p0(self.run))
 
     def _visit(self, x: torch.Tensor, visits: int, noise: torch.Generator) -> torch.Tensor:
+        """The run's chain, so many times in a row: float (B, C, H, W) -> uint8."""
         x = x.to(self.device)
         for _ in range(visits):
-            x = samplers.last(self.run.step(self.energy(), x, noise, self.run.low))
+            x = samplers.last(self.run.chain(self.energy(), x, noise, self.run.low))
         return data.to_bytes(x, self.run.low).cpu()
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +127,13 @@ class Trained:
         return x
 
 
-def load_run(name: str, profile: str | None = None, seed: int | None = None, device="cpu") -> Trained:
+def _shuffled(images: int, n: int, generator: torch.Generator | None) -> torch.Tensor:
+    """n indices of so many images: whole permutations, the last one cut off."""
+    turns = range(-(-n // images))
+    return torch.cat([torch.randperm(images, generator=generator) for _ in turns])[:n]
+
+
+def load_run(name: str, profile: str | None = None, seed: int | None = None, device: str | torch.device = "cpu") -> Trained:
     """A trained run by name; its methods sample, classify and score (Trained). seed: None: the run's first.
     Raises: data.DataError where it has not been trained, where a file of it is missing, damaged, or another run's."""
     run = params.run(name, profile)
@@ -148,12 +151,12 @@ def load_run(name: str, profile: str | None = None, seed: int | None = None, dev
     memory.keep_freed()
     model = run.network.build(len(split.classes), split.shape[0], split.shape[1])
     load_weights(model, folder, remedy)
-    kept = run.start is not None and run.start.buffer is not None
-    buffer = read_buffer(folder, split.shape, remedy) if kept else None
+    buffer = read_buffer(folder, split.shape, remedy) if run.replay else None
     return Trained(run, seed, model.to(distributed.device(device)).eval(), buffer, numbers, about, folder, split.shape)
 
 
 def load_weights(model: torch.nn.Module, folder: Path, remedy: str) -> None:
+    """A folder's weights.pt, into the model. Raises: DataError where it is missing, damaged, or of another network."""
     path = folder / "weights.pt"
     checkpoint.load_weights(model, files.read_tensors(path, remedy), path, remedy)
 

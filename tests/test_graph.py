@@ -224,7 +224,7 @@ def test_a_summary_has_the_numbers_that_a_terminal_has_room_for():
         "calibration": {"ece": 0.0123456},
     }
     assert evaluate.summary({"seeds": [seed()], "mean": one, "sd": {}}) == {
-        "acc": 0.8195, "acc_low": 0.8, "acc_high": 0.84, "ece": 0.0124, "seconds": 12.35, "verdict": "finished",
+        "acc": 0.8195, "acc_low": 0.8, "acc_high": 0.84, "ece": 0.0123, "seconds": 12.35, "verdict": "finished",
     }  # fmt: skip
     of = {"fd_clf": 2.0, "is_clf": 4.0, "fd_low": 1.9, "fd_high": 2.1}
     seeds = [seed(), seed(), seed("diverged at iteration 413")]
