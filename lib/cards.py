@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -97,70 +98,79 @@ def _settings(about: dict, measured: dict) -> str:
     return _table(("part", "setting"), rows)
 
 
+class Row(NamedTuple):
+    """A measure, as the card shows it."""
+
+    what: str  # with a % at its end where the numbers are in percent
+    value: float
+    low: float | None = None  # of the interval; None: there is none
+    high: float | None = None
+    spread: float | None = None  # standard deviation over seeds; None: of one seed, there is none
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Its line of the table."""
+        show = ("{:.1f}" if self.what.endswith("%") else "{:.2f}").format
+        interval = "–" if self.low is None else f"{show(self.low)} to {show(self.high)}"
+        return self.what, show(self.value), interval, "–" if self.spread is None else show(self.spread)
+
+
 def _numbers(measured: dict, extra: dict) -> str:
-    m, sd, n = measured["mean"], measured["sd"], len(measured["seeds"])
-    rows = []
-
-    def row(what, value, low=None, high=None, spread=None):
-        show = ("{:.1f}" if what.endswith("%") else "{:.2f}").format
-        rows.append(
-            (
-                what,
-                show(value),
-                f"{show(low)} to {show(high)}" if low is not None else "–",
-                show(spread) if spread is not None and n > 1 else "–",
-            )
-        )
-
-    if "accuracy" in m:
-        row(
-            "accuracy on test images, %",
-            *(100 * m[k] for k in ("accuracy", "accuracy_low", "accuracy_high")),
-            100 * sd["accuracy"],
-        )
-        row(
-            "expected calibration error (20 bins), %",
-            *(100 * m["calibration"][k] for k in ("ece", "ece_low", "ece_high")),
-            100 * sd["calibration"]["ece"],
-        )
-    for key in (k for k in PROTOCOLS if k in m):
-        q, s = m[key], sd[key]
-        row(
-            f"FD-clf of {PROTOCOLS[key]} ({q['images']:,.0f} images)",
-            *(q.get(k) for k in ("fd_clf", "fd_low", "fd_high")),
-            s["fd_clf"],
-        )
-        row(f"IS-clf of {PROTOCOLS[key]}", q["is_clf"], spread=s["is_clf"])
-        for mode, i in q.get("inception", {}).items():
-            for name in (n for n in ("fid", "is", "kid") if n in i):
-                row(f"{name.upper()} of {PROTOCOLS[key]}, Inception, {mode}", i[name], spread=s["inception"][mode][name])
-    for what, value, low, high in _applied(extra):
-        row(what, value, low, high)
+    m, sd = measured["mean"], measured["sd"]
+    rows = [*(_classified(m, sd) if "accuracy" in m else []), *(r for k in PROTOCOLS if k in m for r in _sampled(k, m, sd))]
+    if len(measured["seeds"]) == 1:
+        rows = [row._replace(spread=None) for row in rows]
+    rows += _applied(extra)
     notes = ["Intervals: 95 %, bootstrap over images (means over seeds); spread: standard deviation over seeds."]
     if "start" in m:
         notes.append(
             "FD-clf and IS-clf use the features of this pipeline's reference classifier (weights "
             f"{measured['feature_extractor']}): they are not FID and IS, and not to be compared with a paper's."
         )
-    return _table(("measure", "value", "interval", "spread"), rows) + "\n\n" + " ".join(notes)
+    return _table(("measure", "value", "interval", "spread"), [row.cells for row in rows]) + "\n\n" + " ".join(notes)
 
 
-def _applied(extra: dict) -> list[tuple]:
-    """Rows of lib.applications' measures, of the first seed: (what, value, low, high)."""
-    rows, r, worst = [], extra.get("robustness"), extra.get("worst_case", {})
+def _classified(m: dict, sd: dict) -> list[Row]:
+    """Accuracy and calibration."""
+    hits = (100 * m[k] for k in ("accuracy", "accuracy_low", "accuracy_high"))
+    errors = (100 * m["calibration"][k] for k in ("ece", "ece_low", "ece_high"))
+    return [
+        Row("accuracy on test images, %", *hits)._replace(spread=100 * sd["accuracy"]),
+        Row("expected calibration error (20 bins), %", *errors)._replace(spread=100 * sd["calibration"]["ece"]),
+    ]
+
+
+def _sampled(key: str, m: dict, sd: dict) -> list[Row]:
+    """Sample quality by one of PROTOCOLS."""
+    q, s, images = m[key], sd[key], PROTOCOLS[key]
+    distance = f"FD-clf of {images} ({q['images']:,.0f} images)"
+    rows = [
+        Row(distance, q["fd_clf"], q.get("fd_low"), q.get("fd_high"), s["fd_clf"]),
+        Row(f"IS-clf of {images}", q["is_clf"], spread=s["is_clf"]),
+    ]
+    for mode, i in q.get("inception", {}).items():
+        for name in (n for n in ("fid", "is", "kid") if n in i):
+            what = f"{name.upper()} of {images}, Inception, {mode}"
+            rows.append(Row(what, i[name], spread=s["inception"][mode][name]))
+    return rows
+
+
+def _applied(extra: dict) -> list[Row]:
+    """lib.applications' measures, of the first seed."""
+    rows, r, worst = list[Row](), extra.get("robustness"), extra.get("worst_case", {})
     if r:
         i = _near(r["linf"]["radii"])
         rows.append(
-            (
+            Row(
                 f"accuracy under L∞ PGD of {r['linf']['radii'][i]}/255 ({r['steps']} steps, {r['images']} images), %",
                 *(100 * r["linf"][k][i] for k in ("accuracy", "low", "high")),
             )
         )
     for kind, scores in extra.get("ood", {}).get("auroc", {}).items():
         s = scores["log_p_x"]
-        rows.append((f"AUROC of log p(x) against {kind}", s["value"], s["low"], s["high"]))
+        rows.append(Row(f"AUROC of log p(x) against {kind}", s["value"], s["low"], s["high"]))
     for kind, s in worst.get("auroc", {}).get("log_p_x", {}).items():
-        rows.append((f"AUROC of log p(x) against attacked {kind} (L2 {worst['radius']:g})", s["worst"], None, None))
+        rows.append(Row(f"AUROC of log p(x) against attacked {kind} (L2 {worst['radius']:g})", s["worst"]))
     return rows
 
 
