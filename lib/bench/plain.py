@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lib.parts import samplers
+from lib.parts import samplers, starts, updates
+from lib.parts.cell import given
+from lib.parts.networks import Network
 from lib.training import Trainer
 
 
-def energy(model, x: Tensor) -> Tensor:
+def energy(model: Network, x: Tensor) -> Tensor:
     return -torch.logsumexp(model(x), dim=1)
 
 
-def sgld(model, x: Tensor, K: int, alpha: float, noise: float) -> Tensor:
+def sgld(model: Network, x: Tensor, K: int, alpha: float, noise: float) -> Tensor:
     """JEM: x <- x - alpha dE/dx + noise eps, K times."""
     for _ in range(K):
         x = x.detach().requires_grad_()
@@ -31,7 +33,7 @@ def sgld(model, x: Tensor, K: int, alpha: float, noise: float) -> Tensor:
     return x.detach()
 
 
-def proximal(model, x: Tensor, K: int, alpha: float, epsilon: float) -> Tensor:
+def proximal(model: Network, x: Tensor, K: int, alpha: float, epsilon: float) -> Tensor:
     """SADA-JEM Algorithm 1, lines 4 to 6, with the clamps of its code."""
     for _ in range(K):
         x = x.detach().requires_grad_()
@@ -40,7 +42,7 @@ def proximal(model, x: Tensor, K: int, alpha: float, epsilon: float) -> Tensor:
     return x.detach()
 
 
-def pyld(model, x: Tensor, M: int, N: int, alpha: float, epsilon: float) -> Tensor:
+def pyld(model: Network, x: Tensor, M: int, N: int, alpha: float, epsilon: float) -> Tensor:
     """JEM++ Algorithm 1: M passes through the network, N through its first layer after each."""
     for _ in range(M):
         h = model.first(x).detach().requires_grad_()
@@ -52,7 +54,7 @@ def pyld(model, x: Tensor, M: int, N: int, alpha: float, epsilon: float) -> Tens
     return x.detach()
 
 
-def pgd(model, x: Tensor, K: int, alpha: float, up: float = 1.0) -> Tensor:
+def pgd(model: Network, x: Tensor, K: int, alpha: float, up: float = 1.0) -> Tensor:
     """AT-EBM Eq. 7: normalised ascent on f (up = 1), descent for real images (up = -1)."""
     for _ in range(K):
         x = x.detach().requires_grad_()
@@ -61,12 +63,18 @@ def pgd(model, x: Tensor, K: int, alpha: float, up: float = 1.0) -> Tensor:
     return x.detach()
 
 
-CHAINS = {  # what each cell's chain is here
-    samplers.SGLD: lambda model, x, s: sgld(model, x, s.K, s.alpha, s.noise),
-    samplers.Proximal: lambda model, x, s: proximal(model, x, s.K, s.alpha, s.epsilon),
-    samplers.PYLD: lambda model, x, s: pyld(model, x, s.M, s.N, s.alpha, s.epsilon or float("inf")),
-    samplers.PGD: lambda model, x, s: pgd(model, x, s.K, s.alpha),
-}
+def chain(model: Network, x: Tensor, step: samplers.Step) -> Tensor:
+    """A cell's chain, as it is here. Raises: ValueError for a sampler of no paper."""
+    match step:
+        case samplers.SGLD():
+            return sgld(model, x, step.K, step.alpha, step.noise)
+        case samplers.Proximal():
+            return proximal(model, x, step.K, step.alpha, step.epsilon)
+        case samplers.PYLD():
+            return pyld(model, x, step.M, step.N, step.alpha, step.epsilon or float("inf"))
+        case samplers.PGD():
+            return pgd(model, x, step.K, step.alpha)
+    raise ValueError(f"step {step.kind}: no paper's algorithm; expected sgld, proximal, pyld or pgd")
 
 
 class Plain:
@@ -78,44 +86,47 @@ class Plain:
     def __init__(self, trainer: Trainer):
         self.run, self.stream, self.device = trainer.run, trainer.stream, trainer.device
         self.unaugmented = trainer.unaugmented
-        self.model = copy.deepcopy(trainer.model).to(memory_format=torch.contiguous_format)
-        u = self.run.update
-        parameters = self.model.parameters()
-        if u.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(parameters, u.lr, u.betas, weight_decay=u.weight_decay)
-        else:
-            self.optimizer = torch.optim.SGD(parameters, u.lr, u.momentum, weight_decay=u.weight_decay)
-        self.iteration, self.images, self.p0 = 0, None, trainer.start
+        self.model = copy.deepcopy(trainer.model)
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not annotated by torch
+        self.optimizer = self._optimizer()
+        self.iteration, self.p0 = 0, trainer.start
+        self.images: Tensor | None = None  # of the buffer
         if trainer.buffer:
-            self.images, self.p0 = trainer.buffer.images.cpu().clone(), trainer.buffer.fresh
-        self.normals = None
-        if hasattr(self.p0, "factor"):
-            self.normals = [
-                MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(self.p0.mu, self.p0.factor, strict=True)
-            ]
+            self.images, self.reinit = trainer.buffer.images.cpu().clone(), trainer.buffer.reinit
+            self.p0 = trainer.buffer.fresh
+        self.normals: list[MultivariateNormal] = []
+        if isinstance(p0 := self.p0, starts.ClassGaussians):
+            self.normals = [MultivariateNormal(m.cpu(), scale_tril=L.cpu()) for m, L in zip(p0.mu, p0.factor, strict=True)]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        u, parameters = self.run.update, self.model.parameters()
+        if isinstance(u, updates.Adam):
+            return torch.optim.Adam(parameters, u.lr, u.betas, weight_decay=u.weight_decay)
+        return torch.optim.SGD(parameters, u.lr, u.momentum, weight_decay=u.weight_decay)
 
     def draw(self, n: int) -> Tensor:
         """n starts from p0, one at a time where it is a mixture of Gaussians."""
-        if not self.normals:
-            return self.p0.sample(n).cpu()
-        classes = torch.multinomial(self.p0.prior.cpu(), n, replacement=True)
-        return torch.stack([self.normals[c].sample().view(self.p0.shape) for c in classes]).clamp(-1, 1)
+        p0 = given(self.p0, f"run {self.run.name} has no chain")
+        if not isinstance(p0, starts.ClassGaussians):
+            return p0.sample(n).cpu()
+        classes = torch.multinomial(p0.prior.cpu(), n, replacement=True)
+        return torch.stack([self.normals[c].sample().view(p0.shape) for c in classes]).clamp(-1, 1)
 
     def sample(self) -> Tensor:
         """x^-, from the buffer or from p0, and back into the buffer."""
-        step, n = self.run.step, self.run.update.batch
-        chain = CHAINS[type(step)]
+        step, n = self.run.chain, self.run.update.batch
         if self.images is None:
             return chain(self.model, self.draw(n).to(self.device), step)
-        index, fresh = torch.randint(len(self.images), (n,)), torch.rand(n) < self.run.start.buffer.reinit
+        index, fresh = torch.randint(len(self.images), (n,)), torch.rand(n) < self.reinit
         x = torch.where(fresh[:, None, None, None], self.draw(n), self.images[index]).to(self.device)
         x = chain(self.model, x, step)
         self.images[index] = x.cpu()
         return x
 
     def loss(self, x: Tensor, y: Tensor, x_plus: Tensor, x_minus: Tensor | None) -> Tensor:
+        """Of images x for p(y|x), x_plus for p(x), and samples x_minus, where the run has a chain."""
         terms = self.run.loss.terms
-        if "bce" in terms:
+        if "bce" in terms and x_minus is not None:
             x_plus = x_plus.detach().requires_grad_()
             f = self.model(x_plus).squeeze(1)
             loss = (F.softplus(-f).mean() + F.softplus(self.model(x_minus).squeeze(1)).mean()) / 2
@@ -124,7 +135,9 @@ class Plain:
                 loss = loss + terms["r1"].weight * g.flatten(1).square().sum(1).mean() / 2
             return loss
         loss = F.cross_entropy(self.model(x), y)
-        return loss + energy(self.model, x_plus).mean() - energy(self.model, x_minus).mean() if x_minus is not None else loss
+        if x_minus is None:
+            return loss
+        return loss + energy(self.model, x_plus).mean() - energy(self.model, x_minus).mean()
 
     def step(self) -> Tensor:
         """One update; returns the loss."""
@@ -133,17 +146,18 @@ class Plain:
         x, y = self.stream(self.iteration)
         x_plus = self.unaugmented(self.iteration)[0] if self.unaugmented else x
         x_minus = self.sample() if step else None
-        if real := getattr(step, "real", None):
-            x_plus = pgd(self.model, x_plus, real.steps, step.alpha, up=-1.0)
+        if isinstance(step, samplers.PGD) and step.real:
+            x_plus = pgd(self.model, x_plus, step.real.steps, step.alpha, up=-1.0)
         self.optimizer.zero_grad()
         loss = self.loss(x, y, x_plus, x_minus)
         loss.backward()
         if sam:
             before = [p.detach().clone() for p in self.model.parameters()]
-            norm = torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()
+            gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+            norm = torch.stack([g.norm() for _, g in gradients]).norm()
             with torch.no_grad():
-                for p in self.model.parameters():
-                    p += sam.rho * p.grad / norm
+                for p, g in gradients:
+                    p.add_(sam.rho * g / norm)
             self.optimizer.zero_grad()
             self.loss(x, y, x_plus, x_minus).backward()
             with torch.no_grad():

@@ -18,9 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +31,18 @@ from lib import ROOT, data, files, params, pipeline
 from lib.bench import plain
 from lib.data import outliers
 from lib.parts import energy, networks, starts
+from lib.parts.cell import given
 from lib.parts.networks import DiscriminatorCell
+from lib.parts.samplers import PGD
 from lib.parts.starts import OtherImages
-from lib.training import Trainer, distributed
+from lib.training import Trainer, deterministic, distributed
 from lib.training.provenance import commit
 
 RUNS = ("softmax", "jem", "jempp-m5", "jempp-m10", "jempp-m20", "sada-k10", "at")
 MAIN = "jempp-m10"
 EPOCH = 50_000  # images of a CIFAR-10 epoch, for seconds per epoch
 ROUNDS = 7
+Device = str | torch.device
 SIZES = {"cpu": {"depth": 10, "widen": 2}, "cuda": {"depth": 28, "widen": 10}}
 
 
@@ -82,7 +86,7 @@ def images(size: int = 32, n: int = 1_000) -> data.Split:
     return data.Split("cifar10", x, y, x[:0], y[:0], x[:100], y[:100], fitted)
 
 
-def trainer(run: params.Run, split: data.Split, device) -> Trainer:
+def trainer(run: params.Run, split: data.Split, device: Device) -> Trainer:
     """A run's trainer; AT-EBM's p0 is dead leaves, made here."""
     start = None
     if isinstance(run.start, OtherImages):
@@ -92,15 +96,15 @@ def trainer(run: params.Run, split: data.Split, device) -> Trainer:
 
 def compiled(t: Trainer) -> bool:
     """Whether what has run was compiled: not where run or network do without, nor where torch.compile failed."""
-    return t.fused is not t.energy and t.fused.forward.ran
+    return isinstance(t.fused.forward, networks.Compiled) and t.fused.forward.ran
 
 
-def wait(device) -> None:
+def wait(device: Device) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
-def seconds(f, device, repeat: int = 1) -> float:
+def seconds(f: Callable[[], object], device: Device, repeat: int = 1) -> float:
     """Of one call, the device's work included."""
     wait(device)
     began = time.perf_counter()
@@ -110,25 +114,25 @@ def seconds(f, device, repeat: int = 1) -> float:
     return (time.perf_counter() - began) / repeat
 
 
-def in_turn(steps: dict, rounds: int, device) -> dict[str, list[float]]:
+def in_turn(steps: Mapping[str, Callable[[], object]], rounds: int, device: Device) -> dict[str, list[float]]:
     """name -> seconds of each round; A B A B ..., so that a machine that slows down slows both."""
     for f in steps.values():
         f()
-    found = {name: [] for name in steps}
+    found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, f in steps.items():
             found[name].append(seconds(f, device))
     return found
 
 
-def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
+def against_plain(names: Sequence[str], split: data.Split, device: torch.device, rounds: int) -> dict[str, dict]:
     """run -> seconds per update of both, their ratio (median of the rounds' ratios, and quartiles), images per second."""
     out = {}
     for name in names:
         ours = trainer(configuration(name, device.type), split, device)
         theirs = plain.Plain(ours)
         t = in_turn({"ours": ours.step, "plain": theirs.step}, rounds, device)
-        ratios = sorted(b / a for a, b in zip(t["ours"], t["plain"]))
+        ratios = sorted(b / a for a, b in zip(t["ours"], t["plain"], strict=True))
         low, middle, high = statistics.quantiles(ratios, n=4)
         mine = statistics.median(t["ours"])
         out[name] = {
@@ -147,15 +151,16 @@ def against_plain(names, split, device, rounds: int) -> dict[str, dict]:
     return out
 
 
-def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
+def parts(name: str, split: data.Split, device: torch.device, rounds: int = 7) -> dict[str, float]:
     """Median seconds of each part of an update: data, start, chain (forward, backward), loss (forward, backward),
     update, buffer; and `step`, the whole. The parts run alone, so that overheads between them show."""
     t = trainer(configuration(name, device.type), split, device)
     u = t.run.update
     t.step()
     batch = t.batch()
-    x0, index = t.start.draw(batch.real, t.rng, t.noise)
-    K, passes = t.run.step.passes, 2 if u.sam else 1  # of the loss: SAM's two
+    start = given(t.start, f"run {name} has no chain")
+    x0, index = start.draw(batch.real, t.rng, t.noise)
+    K, passes = t.run.chain.passes, 2 if u.sam else 1  # of the loss: SAM's two
     update = t.optimizer.base.step
 
     def chain_forward():
@@ -171,16 +176,16 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
         with networks.frozen(t.model):
             return [energy.gradient(t.fused, x0) for _ in range(K)]
 
-    whole = {
+    whole: dict[str, Callable[[], object]] = {
         "data": lambda: t.stream(0, t.noise),
-        "start": lambda: t.start.draw(batch.real, t.rng, t.noise),
+        "start": lambda: start.draw(batch.real, t.rng, t.noise),
         "chain": chain,
         "chain, forward": chain_forward,
         "sampler": lambda: t.chain(x0),
         "loss, forward": loss,
         "loss": lambda: loss().backward(),
         "update": update,
-        "buffer": lambda: t.start.keep(index, x0),
+        "buffer": lambda: start.keep(index, x0),
         "step": t.step,
     }
     m = {k: statistics.median(v) for k, v in in_turn(whole, rounds, device).items()}
@@ -200,47 +205,51 @@ def parts(name: str, split, device, rounds: int = 7) -> dict[str, float]:
     }
 
 
-def ways(split, device, rounds: int) -> dict[str, float]:
+class Way(NamedTuple):
+    """How an update's chain is launched, and in which precision."""
+
+    compile: bool = False
+    graph: bool = False  # as one CUDA graph
+    precision: str = "auto"
+
+
+def ways(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of one update of JEM++ (M=10) by each way of launching its chain: operation by operation, through
     torch.compile, and on a GPU as one CUDA graph of either; and in float32. Where torch.compile failed, its ways are
     left out: they were the others again."""
-    settings = {
-        "eager": {"compile": False},
-        "compiled": {"compile": True},
-        "eager, fp32": {"compile": False, "precision": "fp32"},
-    }
+    settings = {"eager": Way(), "compiled": Way(compile=True), "eager, fp32": Way(precision="fp32")}
     if device.type == "cuda":
-        settings |= {"graph": {"compile": False, "graph": True}, "compiled, graph": {"compile": True, "graph": True}}
-    trainers = {k: trainer(configuration(MAIN, device.type, **v), split, device) for k, v in settings.items()}
+        settings |= {"graph": Way(graph=True), "compiled, graph": Way(compile=True, graph=True)}
+    trainers = {k: trainer(configuration(MAIN, device.type, **v._asdict()), split, device) for k, v in settings.items()}
     found = in_turn({k: t.step for k, t in trainers.items()}, rounds, device)
-    return {k: statistics.median(v) for k, v in found.items() if compiled(trainers[k]) == settings[k]["compile"]}
+    return {k: statistics.median(v) for k, v in found.items() if compiled(trainers[k]) == settings[k].compile}
 
 
-def scaling(split, device, rounds: int = 3) -> list[dict]:
+def scaling(split: data.Split, device: torch.device, rounds: int = 3) -> list[dict]:
     """Seconds per update of JEM++ (M=10), one thing changed at a time; not compiled, which each change would ask for."""
     cuda = device.type == "cuda"
-    changes = [("batch", b, {"batch": b}) for b in ((32, 64, 128, 256, 512) if cuda else (16, 32, 64, 128))]
-    changes += [("width", w, {"widen": w}) for w in ((2, 4, 10) if cuda else (1, 2, 4))]
-    changes += [("M", m, {"passes": m}) for m in (5, 10, 20, 40)]
-    changes += [("pixels", s, {}) for s in (16, 32)]
+    jempp = partial(configuration, MAIN, device.type, compile=False)
+    changes = [("batch", b, jempp(batch=b)) for b in ((32, 64, 128, 256, 512) if cuda else (16, 32, 64, 128))]
+    changes += [("width", w, jempp(widen=w)) for w in ((2, 4, 10) if cuda else (1, 2, 4))]
+    changes += [("M", m, jempp(passes=m)) for m in (5, 10, 20, 40)]
+    changes += [("pixels", s, jempp()) for s in (16, 32)]
     out = []
-    for what, value, change in changes:
-        own = images(value, 500) if what == "pixels" else split
-        t = trainer(configuration(MAIN, device.type, compile=False, **change), own, device)
+    for what, value, run in changes:
+        t = trainer(run, images(value, 500) if what == "pixels" else split, device)
         s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
         out.append({"what": what, "value": value, "seconds": s, "images_per_second": t.run.update.batch / s})
         del t
     return out
 
 
-def matrix_rate(device, n: int = 8192) -> float:
+def matrix_rate(device: torch.device, n: int = 8192) -> float:
     """TFLOP/s of a bf16 product of n x n matrices on this device: what a perfect step could use."""
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     a @ a
     return 2 * n**3 / seconds(lambda: a @ a, device, 10) / 1e12
 
 
-def flops_per_image(model, shape) -> float:
+def flops_per_image(model: networks.Network, shape: tuple[int, int, int]) -> float:
     """Multiplications and additions, counted apart, of one forward pass on images (C, H, W)."""
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -261,24 +270,23 @@ def cost(name: str, rate: float = 300.0, images: int = 45_000) -> dict[str, floa
     run = params.run(name, "paper")
     size = 256 if run.data in ("faces", "cats", "church") else 32
     model = run.network.build(10, 3, size)
-    updates = run.update.iterations or int(run.update.epochs * (images // run.update.batch))
+    updates = run.update.iterations or int((run.update.epochs or 0) * (images // run.update.batch))
     passes = 2 if run.update.sam else 1
     forward = flops_per_image(model, (3, size, size))
-    real = getattr(run.step, "real", None)
-    chain = 2 * ((run.step.passes if run.step else 0) + (real.steps if real else 0))
+    chain = 2 * (run.step.passes if run.step else 0)
+    if isinstance(run.step, PGD) and run.step.real:
+        chain += 2 * run.step.real.steps
     losses = 3 * passes * (1 + bool(run.step) + (run.branches == "classify"))
     total = updates * run.update.batch * forward * (chain + losses)
     kept = 1 + run.snapshots
-    disk = kept * (
-        4 * networks.parameter_count(model) + (run.start.buffer.size if run.start and run.start.buffer else 0) * 3 * size**2
-    )
+    disk = kept * (4 * networks.parameter_count(model) + (run.replay.size if run.replay else 0) * 3 * size**2)
     return {"updates": updates, "exaflop": total / 1e18, "hours": total / (rate * 1e12) / 3600, "gb": disk / 1e9}
 
 
-def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
+def saved_bytes(run: params.Run, device: torch.device, batch: int = 4) -> int:
     """Bytes that one forward pass keeps for its backward pass, per image (weights left out)."""
     model = run.network.build(10, 3, 32).to(device)
-    E, kept = energy.Energy(model, precision=energy.resolve_precision(run.precision, device)), {}
+    E, kept = energy.Energy(model, precision=energy.resolve_precision(run.precision, device)), dict[int, int]()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(t: Tensor) -> Tensor:
@@ -292,7 +300,7 @@ def saved_bytes(run: params.Run, device, batch: int = 4) -> int:
     return sum(kept.values()) // batch
 
 
-def memory(device) -> dict[str, float]:
+def memory(device: torch.device) -> dict[str, float]:
     """GiB that JEM++ (M=10) with WRN-28-10 at batch 64 needs, item by item: counted, not guessed; and, on a GPU, the
     measured peak. Activations grow with the batch; class Gaussians with classes times pixels squared."""
     run, GiB = configuration(MAIN, "cuda"), 2**30
@@ -311,7 +319,7 @@ def memory(device) -> dict[str, float]:
     return out
 
 
-def processes(device, steps: int = 4) -> dict[str, float]:
+def processes(device: torch.device, steps: int = 4) -> dict[str, float]:
     """Images per second of JEM++ (M=10), batch 64 a process, with one process and with two (of one thread each)."""
     out = {}
     have = torch.cuda.device_count() if device.type == "cuda" else pipeline.cores()
@@ -357,7 +365,7 @@ def worker(steps: int) -> None:
 def kept_memory_gain() -> float | None:
     """How much faster an energy gradient is because lib/__init__.py keeps freed memory: the same lines in two processes."""
     code = (
-        "import torch\nfrom lib import bench; from lib.parts import energy\nd = torch.device('cpu')\n"
+        "import torch\nfrom lib.bench import speed as bench; from lib.parts import energy\nd = torch.device('cpu')\n"
         "t = bench.trainer(bench.configuration(bench.MAIN, 'cpu'), bench.images(32, 100), d)\n"
         "x = torch.randn(64, 3, 32, 32)\n"
         "print(min(bench.seconds(lambda: energy.gradient(t.energy, x), d) for _ in range(8)))"
@@ -378,15 +386,15 @@ def kept_memory_gain() -> float | None:
     return times[0] / times[1]
 
 
-def machine(device) -> dict:
+def machine(device: torch.device) -> dict:
     """What the numbers were measured on; `slug` names the files. A CPU's instructions are those that torch uses, which
     ATEN_CPU_CAPABILITY can hold below what the processor has: the slug says so, and both can lie side by side."""
     instructions, held = None, ""
     if device.type == "cuda":
         name, cores = torch.cuda.get_device_name(device), torch.cuda.device_count()
     else:
-        info = Path("/proc/cpuinfo")
-        info = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+        path = Path("/proc/cpuinfo")
+        info = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         found = re.search(r"model name\s*: (.+)", info)
         name, cores = (found[1] if found else platform.processor() or platform.machine()), pipeline.cores()
         instructions = torch.backends.cpu.get_cpu_capability()
@@ -408,7 +416,7 @@ def machine(device) -> dict:
     }
 
 
-def card(split, device, rounds: int) -> dict[str, float]:
+def card(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
     """A GPU's matrix rate, what of it JEM++'s (M=10) update uses, and the memory that this takes at most."""
     t = trainer(configuration(MAIN, "cuda"), split, device)
     s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
@@ -419,10 +427,12 @@ def card(split, device, rounds: int) -> dict[str, float]:
     return {"matrix_tflops": rate, "step_tflops": used, "share": used / rate, "peak_gib": peak}
 
 
-def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math.inf) -> Iterator[dict]:
+def measure(
+    device: torch.device, names: Sequence[str] = RUNS, rounds: int | None = None, minutes: float = math.inf
+) -> Iterator[dict]:
     """Everything, the most important first; yields what there is after each part, and begins none after so many minutes."""
     began, rounds, split = time.monotonic(), rounds or ROUNDS, images()
-    out = {
+    out: dict[str, object] = {
         "machine": machine(device),
         "network": f"WRN-{SIZES[device.type]['depth']}-{SIZES[device.type]['widen']}",
         "data": "dead leaves, 3x32x32, batch 64",
@@ -430,8 +440,10 @@ def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math
         "ratio_to_plain": {},
     }
 
-    compare = {name: partial(against_plain, [name], split, device, rounds) for name in names}
-    others = {"cuda": partial(card, split, device, rounds)} if device.type == "cuda" else {}
+    runs: dict[str, dict] = {}
+    others: dict[str, Callable[[], object]] = {}  # key -> what measures it
+    if device.type == "cuda":
+        others["cuda"] = partial(card, split, device, rounds)
     others |= {
         "ways": partial(ways, split, device, rounds),
         "memory_gib": partial(memory, device),
@@ -439,18 +451,19 @@ def measure(device, names=RUNS, rounds: int | None = None, minutes: float = math
         "processes": partial(processes, device),
         "scaling": partial(scaling, split, device),
     }
-    others |= {"kept_memory_gain": kept_memory_gain} if device.type == "cpu" else {}
+    if device.type == "cpu":
+        others["kept_memory_gain"] = kept_memory_gain
     keys = [*filter(MAIN.__eq__, names), *others, *filter(MAIN.__ne__, names)]
     for i, key in enumerate(keys):
         if time.monotonic() - began > 60 * minutes:
             print(f"{minutes:g} minutes are over, left out: {', '.join(keys[i:])}", file=sys.stderr)
             return
-        if key in compare:
-            runs = out["runs"] | compare[key]()
-            out["runs"] = {name: runs[name] for name in RUNS if name in runs}
-            out["ratio_to_plain"] = {name: r["ratio"] for name, r in out["runs"].items()}
-        else:
+        if key in others:
             out[key] = others[key]()
+        else:
+            runs |= against_plain([key], split, device, rounds)
+            out["runs"] = {name: runs[name] for name in RUNS if name in runs}
+            out["ratio_to_plain"] = {name: runs[name]["ratio"] for name in RUNS if name in runs}
         yield out
 
 
@@ -487,8 +500,7 @@ def main() -> None:
     if args.worker:
         return worker(args.worker)
     device = distributed.device(args.device)
-    torch.set_deterministic_debug_mode("warn")  # as lib.train trains
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic()  # as lib.train trains
     folder = ROOT / "results" / "bench"
     files.writable(folder)
     for found in measure(device, args.runs, args.rounds, args.minutes):  # an end by force loses the last part alone
