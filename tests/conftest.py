@@ -39,7 +39,8 @@ def tiny_split():
 
 
 def move_root(patch, home: Path) -> None:
-    """Every module of lib reads and writes under `home` instead of under the project, whose params.yaml and data stay its own."""
+    """Every module of lib reads and writes under `home` instead of under the project, whose params.yaml and data stay
+    its own."""
     import lib.models  # noqa: F401  # looks for trained runs, also where a test has imported only its callers
 
     home.mkdir(parents=True, exist_ok=True)

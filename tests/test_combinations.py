@@ -168,8 +168,9 @@ SAME = {  # settings that must not change the weights, and why
     "generation": "how samples are made, after training",
     "update.epochs": "or iterations: the same length by another name",
     "step.closed_form": "the same chain, to rounding: tested in test_samplers.py",
-    "step.kind": "another cell", "start.kind": "another cell", "network.kind": "another cell", "augment.kind": "another cell",
-    "update.optimizer": "another cell", "update.schedule.kind": "another cell", "step.growth.kind": "another cell",
+    "step.kind": "another cell", "start.kind": "another cell", "network.kind": "another cell",
+    "augment.kind": "another cell", "update.optimizer": "another cell", "update.schedule.kind": "another cell",
+    "step.growth.kind": "another cell",
     "start.augment.kind": "another cell",
     "network.normalise": "colour images only: tested in test_at.py",
     "augment.fill": "colours: tested in test_data.py", "start.augment.fill": "colours: tested in test_data.py",
@@ -196,7 +197,10 @@ WHOLE = {  # runs that have, between them, every setting
             "update.schedule": {"kind": "constant", "warmup": 2},
         },
     ),
-    "SADA-JEM": ("sada-k5", {"step.noise": 0.01, "step.epsilon": 0.01, "update.schedule.warmup": 2, "update.nesterov": False}),
+    "SADA-JEM": (
+        "sada-k5",
+        {"step.noise": 0.01, "step.epsilon": 0.01, "update.schedule.warmup": 2, "update.nesterov": False},
+    ),
     "AT-EBM": (
         "at",
         {

@@ -41,7 +41,8 @@ SECTIONS = {
 
 @pytest.fixture(scope="module")
 def stages():
-    """Stage -> its command, the paths and the parameters that it depends on, the stages that it follows, as DVC reads dvc.yaml with profile quick."""
+    """Stage -> its command, the paths and the parameters that it depends on, the stages that it follows, as DVC reads
+    dvc.yaml with profile quick."""
     from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
@@ -181,7 +182,7 @@ def test_a_notebook_depends_on_what_it_shows(stages, name):
     trained = re.search(r"book\.(run|metrics|curve|snapshots)\(", cells)
     follows = before(f"notebook@{name}", stages)
     runs = [r for r in params.runs() if f'"{r}"' in cells]
-    assert not trained or runs and {f"train@{r}" for r in runs} <= follows
+    assert not trained or (runs and {f"train@{r}" for r in runs} <= follows)
     assert not trained or "book.metrics(" not in cells or "results/quick/details" in stage.deps
 
 

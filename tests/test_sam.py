@@ -65,7 +65,7 @@ def small():
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_agrees_with_pytorch_optimizer(kind, adaptive):
-    from pytorch_optimizer import SAM as Theirs
+    import pytorch_optimizer
 
     base = {
         "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}),
@@ -75,7 +75,7 @@ def test_agrees_with_pytorch_optimizer(kind, adaptive):
     ours, theirs = small(), small()
     a = SAM(base[0](ours.parameters(), **base[1]), 0.3, adaptive)
     # Kwon et al.'s T; that library adds 1e-12 to the norm, as we do
-    b = Theirs(theirs.parameters(), base_optimizer=base[0], rho=0.3, adaptive=adaptive, **base[1])
+    b = pytorch_optimizer.SAM(theirs.parameters(), base_optimizer=base[0], rho=0.3, adaptive=adaptive, **base[1])
 
     def closure(model):
         loss = nn.functional.cross_entropy(model(x), y)

@@ -61,7 +61,7 @@ def test_an_interrupted_run_resumes_to_the_bit(name, split, tmp_path):
 
     with pytest.raises(Interrupted):
         fit(run, split, tmp_path, "halved", on_log=stop)
-    halved, metrics = fit(run, split, tmp_path, "halved")
+    halved, _ = fit(run, split, tmp_path, "halved")
     assert torch.equal(weights(whole), weights(halved)) and torch.equal(whole.buffer.images, halved.buffer.images)
     curves = [
         [line.rsplit(",", 1)[0] for line in (tmp_path / d / "curve.csv").read_text(encoding="utf-8").splitlines()]

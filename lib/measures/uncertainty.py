@@ -44,7 +44,8 @@ def reliability(confidence, correct, bins: int | None = None, one_apart: bool = 
     confidences of exactly 1 are a bin of their own, number bins + 1, of no width: torchmetrics does so.
 
     Args:
-        confidence: max_y p(y|x), (n,) in [0, 1].   correct: (n,) booleans (or 0 and 1).   bins: None: params.yaml's measures.
+        confidence: max_y p(y|x), (n,) in [0, 1].   correct: (n,) booleans (or 0 and 1).
+        bins: None: params.yaml's measures.
     Raises: ValueError for unequal lengths, no image, no bin or a confidence outside [0, 1].
     """
     bins = params.measures().bins if bins is None else bins
