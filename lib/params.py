@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -138,7 +138,7 @@ class Run(Cell):
         return bool(self.loss.needs & {"labels", "attacked"})
 
     @model_validator(mode="after")
-    def _cells_fit(self):
+    def _cells_fit(self) -> Self:
         for refusal in self._refusals():
             raise ValueError(refusal)
         batch_norm = getattr(self.network, "norm", None) == "batch"

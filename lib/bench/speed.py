@@ -32,7 +32,7 @@ from lib.bench import plain
 from lib.data import outliers
 from lib.parts import energy, networks, starts
 from lib.parts.cell import given
-from lib.parts.networks import DiscriminatorCell
+from lib.parts.networks import DiscriminatorCell, ResNet50Cell, WideResNetCell
 from lib.parts.samplers import PGD
 from lib.parts.starts import OtherImages
 from lib.training import Trainer, deterministic, distributed
@@ -54,15 +54,14 @@ def configuration(
     widen: int | None = None,
     passes: int | None = None,
     precision: str = "auto",
-    **changes,
+    **changes: object,
 ) -> params.Run:
     """Run `name` as published, on the device kind's network; `passes` replaces K (or M)."""
     run = params.run(name, "paper")
-    networks = {"wrn": {**SIZES[kind], **({"widen": widen} if widen else {})}}
-    if kind == "cpu" and run.network.kind == "resnet50":
+    if isinstance(run.network, WideResNetCell):
+        changes["network"] = run.network.model_copy(update=SIZES[kind] | ({"widen": widen} if widen else {}))
+    elif isinstance(run.network, ResNet50Cell) and kind == "cpu":
         changes["network"] = DiscriminatorCell(width=32, logits=run.network.logits, normalise=run.network.normalise)
-    else:
-        changes["network"] = run.network.model_copy(update=networks.get(run.network.kind, {}))
     fast = run.update.schedule.model_copy(update={"warmup": 0})
     changes["update"] = run.update.model_copy(
         update={"batch": batch, "epochs": None, "iterations": 1_000_000, "schedule": fast}
@@ -163,16 +162,16 @@ def parts(name: str, split: data.Split, device: torch.device, rounds: int = 7) -
     K, passes = t.run.chain.passes, 2 if u.sam else 1  # of the loss: SAM's two
     update = t.optimizer.base.step
 
-    def chain_forward():
+    def chain_forward() -> None:
         with networks.frozen(t.model):
             for _ in range(K):
                 t.fused(x0.detach().requires_grad_())
 
-    def loss():
+    def loss() -> Tensor:
         t.optimizer.zero_grad()
         return t.run.loss(t.fused, batch, x0, twice=t.energy)[0]
 
-    def chain():  # the run's passes, without what a step does to x
+    def chain() -> list[Tensor]:  # the run's passes, without what a step does to x
         with networks.frozen(t.model):
             return [energy.gradient(t.fused, x0) for _ in range(K)]
 

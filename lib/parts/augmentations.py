@@ -8,7 +8,7 @@ All random numbers come from the generator, which is on x's device: see `one_by_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ class ResizedCrop(Cell):
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # the part's width over its height, from and to
 
     @model_validator(mode="after")
-    def _in_order(self):
+    def _in_order(self) -> Self:
         for key, (a, b) in {"scale": self.scale, "ratio": self.ratio}.items():
             if a > b or (key == "scale" and b > 1):
                 whole = " of an image, whose area is 1" * (key == "scale")

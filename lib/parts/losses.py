@@ -202,7 +202,7 @@ class Loss(Cell):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _weighed(cls, value):
+    def _weighed(cls, value: object) -> object:
         value = {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
         return None if isinstance(value, dict) and value.get("weight") == 0 else value
 

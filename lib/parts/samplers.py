@@ -76,7 +76,7 @@ class _Step(Cell):
         return self.model_copy(update={self.counts: K})
 
     @model_validator(mode="after")
-    def _begins_below_the_end(self):
+    def _begins_below_the_end(self) -> Self:
         if (first := getattr(self.growth, "first", 0)) > self.steps:
             raise ValueError(f"growth.first: {first} is beyond K: {self.steps}; expected at most K")
         return self

@@ -11,7 +11,7 @@ every device; noise: one on the images' device, for whatever is dense.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -283,7 +283,7 @@ class OtherImages(_Cell):
     augment: Augmentation | None = None  # each batch of them; None: as they are
 
     @model_validator(mode="after")
-    def _adds_up(self):
+    def _adds_up(self) -> Self:
         if abs(sum(self.of.values()) - 1) > 1e-6:
             raise ValueError(f"of: the shares {self.of} add up to {sum(self.of.values()):g}; expected 1")
         return self

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -151,7 +151,7 @@ class _Cell(Cell):
     sam: Sharpness | None = None  # sharpness-aware: two passes an update
 
     @model_validator(mode="after")
-    def _one_length(self):
+    def _one_length(self) -> Self:
         if (self.iterations is None) == (self.epochs is None):
             raise ValueError(f"iterations: {self.iterations} and epochs: {self.epochs}; expected exactly one of them")
         return self
@@ -174,7 +174,7 @@ class SGD(_Cell):
     nesterov: bool = False
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self):
+    def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: true with momentum 0; expected some momentum, or leave nesterov out")
         return self

@@ -24,7 +24,7 @@ def save(state: dict, folder: Path, iteration: int) -> None:
         old.unlink()
 
 
-def latest(folder: Path, device="cpu", upto: float = math.inf) -> dict | None:
+def latest(folder: Path, device: str | torch.device = "cpu", upto: float = math.inf) -> dict | None:
     """The newest checkpoint that loads, or None. A corrupt file is renamed *.corrupt and reported; one of an iteration
     after `upto`, which another process of the same run lacks, is removed.
     Raises: MemoryError, OSError where the machine fails, not the file: no checkpoint is set aside."""
@@ -59,21 +59,21 @@ def begin_from(model: torch.nn.Module, path: Path, where: str) -> None:
         raise params.ConfigError(f"{where}: {e}") from None
 
 
-def load_weights(model: torch.nn.Module, state, path: Path, remedy: str) -> None:
+def load_weights(model: torch.nn.Module, state: object, path: Path, remedy: str) -> None:
     """What was read from `path`, into the model. Raises: DataError where it is of another network, or not finite."""
-    own = {k: _shape(v) for k, v in model.state_dict().items()}
-    has = {k: _shape(v) for k, v in state.items()} if isinstance(state, dict) else {}
+    tensors = state if isinstance(state, dict) else {}
+    own, has = ({k: _shape(v) for k, v in weights.items()} for weights in (model.state_dict(), tensors))
     if wrong := next((k for k in sorted(own.keys() | has.keys()) if own.get(k) != has.get(k)), None):
         raise files.DataError(
             f"{path} is of another network: {wrong} is {has.get(wrong, 'missing')} there, "
             f"{own.get(wrong, 'missing')} here; {remedy}"
         )
-    if wrong := next((k for k, v in state.items() if not torch.isfinite(v).all()), None):
+    if wrong := next((k for k, v in tensors.items() if not torch.isfinite(v).all()), None):
         raise files.DataError(f"{path} holds numbers that are not finite, in {wrong}: {remedy}")
-    model.load_state_dict(state)
+    model.load_state_dict(tensors)
 
 
-def _shape(x) -> tuple[int, ...] | str:
+def _shape(x: object) -> tuple[int, ...] | str:
     return tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor"
 
 
