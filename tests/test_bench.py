@@ -106,15 +106,15 @@ def test_no_part_is_begun_after_the_minutes_and_what_there_is_stays(small, monke
     monkeypatch.setattr(bench, "images", lambda *a: small)
     monkeypatch.setattr(bench, "against_plain", lambda names, *a: {names[0]: {"ratio": 2.0}})
     begun = []
-    for part in ("ways", "memory", "parts", "processes", "scaling", "kept_memory_gain"):
+    for part in ("launches", "memory", "parts", "processes", "scaling", "kept_memory_gain"):
         monkeypatch.setattr(bench, part, lambda *a, part=part: begun.append(part) or {})
     every = list(bench.measure(torch.device("cpu"), ("softmax", bench.MAIN)))
-    assert len(every) == 8 and begun[0] == "ways" and every[-1]["ratio_to_plain"] == {bench.MAIN: 2.0, "softmax": 2.0}
+    assert len(every) == 8 and begun[0] == "launches" and every[-1]["ratio_to_plain"] == {bench.MAIN: 2.0, "softmax": 2.0}
     found = bench.measure(torch.device("cpu"), (bench.MAIN, "softmax"), minutes=1)
     assert list(next(found)["runs"]) == [bench.MAIN]
     now = bench.time.monotonic()
     monkeypatch.setattr(bench.time, "monotonic", lambda: now + 61)
-    assert not list(found) and "1 minutes are over, left out: ways" in capsys.readouterr().err
+    assert not list(found) and "1 minutes are over, left out: launches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

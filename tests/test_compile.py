@@ -123,10 +123,10 @@ def test_a_measurement_calls_compiled_what_was(split, refused, monkeypatch):
     monkeypatch.setattr(bench, "configuration", partial(bench.configuration, batch=8, passes=2))
     assert bench.configuration(bench.MAIN, "cpu").compile
     assert [r["compiled"] for r in bench.against_plain(["softmax", bench.MAIN], split, cpu, 2).values()] == [False, False]
-    assert list(bench.ways(split, cpu, 2)) == ["eager", "eager, fp32"]
+    assert list(bench.launches(split, cpu, 2)) == ["eager", "eager, fp32"]
     monkeypatch.setattr(torch, "compile", lambda model, **_: model.forward)  # one that does what it is asked to
     assert bench.against_plain([bench.MAIN], split, cpu, 2)[bench.MAIN]["compiled"]
-    assert list(bench.ways(split, cpu, 2)) == ["eager", "compiled", "eager, fp32"]
+    assert list(bench.launches(split, cpu, 2)) == ["eager", "compiled", "eager, fp32"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_stream_visits_every_image_once_an_epoch_and_resumes():
     first = torch.cat([s(i)[1] for i in range(4)])
     assert sorted(first.tolist()) == list(range(20))
     again = data.Stream(x, torch.arange(20), 5, seed=3)
-    assert torch.equal(again(6)[1], s(6)[1]), "a batch depends on (seed, i) alone"
+    assert torch.equal(again(6)[1], s(6)[1]), "a batch depends only on (seed, i)"
     assert not torch.equal(first, torch.cat([s(i)[1] for i in range(4, 8)]))
     with pytest.raises(data.DataError, match="batch 50"):
         data.Stream(x, torch.arange(20), 50, seed=3)

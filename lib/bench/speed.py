@@ -212,9 +212,9 @@ class Way(NamedTuple):
     precision: str = "auto"
 
 
-def ways(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
+def launches(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
     """Median seconds of one update of JEM++ (M=10) by each way of launching its chain: operation by operation, through
-    torch.compile, and on a GPU as one CUDA graph of either; and in float32. Where torch.compile failed, its ways are
+    torch.compile, and on a GPU as one CUDA graph of either; and in float32. Where torch.compile failed, its launches are
     left out: they were the others again."""
     settings = {"eager": Way(), "compiled": Way(compile=True), "eager, fp32": Way(precision="fp32")}
     if device.type == "cuda":
@@ -415,7 +415,7 @@ def machine(device: torch.device) -> dict:
     }
 
 
-def card(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
+def gpu(split: data.Split, device: torch.device, rounds: int) -> dict[str, float]:
     """A GPU's matrix rate, what of it JEM++'s (M=10) update uses, and the memory that this takes at most."""
     t = trainer(configuration(MAIN, "cuda"), split, device)
     s = statistics.median(in_turn({"step": t.step}, rounds, device)["step"])
@@ -442,9 +442,9 @@ def measure(
     runs: dict[str, dict] = {}
     others: dict[str, Callable[[], object]] = {}  # key -> what measures it
     if device.type == "cuda":
-        others["cuda"] = partial(card, split, device, rounds)
+        others["cuda"] = partial(gpu, split, device, rounds)
     others |= {
-        "ways": partial(ways, split, device, rounds),
+        "launches": partial(launches, split, device, rounds),
         "memory_gib": partial(memory, device),
         "parts": lambda: {name: parts(name, split, device) for name in (MAIN, "sada-k10") if name in names},
         "processes": partial(processes, device),
@@ -502,7 +502,7 @@ def main() -> None:
     deterministic()  # as lib.train trains
     folder = ROOT / "results" / "bench"
     files.writable(folder)
-    for found in measure(device, args.runs, args.rounds, args.minutes):  # an end by force loses the last part alone
+    for found in measure(device, args.runs, args.rounds, args.minutes):  # an end by force loses only the last part
         path = folder / f"{found['machine']['slug']}.json"
         files.write_json(path, found)
     from lib import plots
@@ -512,7 +512,7 @@ def main() -> None:
         files.write_figure(path.with_suffix(".png"), plots.benchmark(found))
     if "cuda" in found:
         print("".join(f"{k} {v:.3g}   " for k, v in found["cuda"].items()))
-    print("".join(f"{k} {v:.3f} s   " for k, v in found.get("ways", {}).items()))
+    print("".join(f"{k} {v:.3f} s   " for k, v in found.get("launches", {}).items()))
     print(f"{found['machine']['device']}, {found['machine']['count']}; {path.relative_to(ROOT)}\n{table(found)}")
 
 

@@ -185,7 +185,7 @@ class Split:
 
 
 class Stream:
-    """Endless batches of training images, on the device. Batch i depends on (seed, i) alone, so a resumed
+    """Endless batches of training images, on the device. Batch i depends only on (seed, i), so a resumed
     run continues with the batch it would have seen.
 
     Args:

@@ -39,7 +39,7 @@ class Energy:
 
     Args:
         model: a network with `first`, `rest` and `forward = rest . first`, giving logits (B, C).
-        y: class indices (B,); given, the energy is E(x, y) in place of E(x).
+        y: class indices (B,); given, the energy is E(x, y) instead of E(x).
         precision: 'fp32' or 'bf16' (autocast; the log-sum-exp and the result stay in fp32).
         forward: what computes the logits in the model's place: lib.parts.networks.Compiled(model). None: the model.
     """

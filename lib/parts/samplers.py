@@ -255,7 +255,7 @@ class Captured(NamedTuple):
 
 
 class Graph:
-    """A chain as one CUDA graph: captured at the first call, then launched at once in place of kernel by kernel, where a
+    """A chain as one CUDA graph: captured at the first call, then launched at once instead of kernel by kernel, where a
     small network's GPU waits for Python. Not yet run on a GPU: tested with a stand-in for torch.cuda.
 
     The graph reads weights where they lie (optimisers and load_state_dict write in place) and takes images of one shape.

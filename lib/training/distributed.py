@@ -142,7 +142,7 @@ def _statistics(model: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
-    """A collective on all tensors at once, in place: one message in place of hundreds."""
+    """A collective on all tensors at once, in place: one message instead of hundreds."""
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1) for t in tensors])
     collective(flat)

@@ -178,7 +178,7 @@ class Course:
         return metrics
 
     def _write_curve(self) -> None:
-        """The training curve. A run that diverged before its first window has a header alone."""
+        """The training curve. A run that diverged before its first window has a header only."""
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, columns(self.trainer.run), lineterminator="\n")
         writer.writeheader()
