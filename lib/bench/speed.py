@@ -398,7 +398,8 @@ def machine(device: torch.device) -> dict:
         name, cores = (found[1] if found else platform.processor() or platform.machine()), pipeline.cores()
         instructions = torch.backends.cpu.get_cpu_capability()
         better = {"AVX2": "_is_avx512_supported", "DEFAULT": "_is_avx2_supported"}.get(instructions, "")
-        held = instructions if getattr(torch.cpu, better, bool)() else ""
+        has_better = getattr(torch.cpu, better, None)  # torch's own, private
+        held = instructions if has_better and has_better() else ""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {cores} {held}".lower()).strip("-")
     return {
         "device": name,

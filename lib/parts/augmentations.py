@@ -74,10 +74,11 @@ class ResizedCrop(Cell):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        for key, (a, b) in {"scale": self.scale, "ratio": self.ratio}.items():
-            if a > b or (key == "scale" and b > 1):
-                whole = " of an image, whose area is 1" * (key == "scale")
-                raise ValueError(f"{key}: [{a:g}, {b:g}]; expected from and to in this order{whole}")
+        (a, b), (c, d) = self.scale, self.ratio
+        if a > b or b > 1:
+            raise ValueError(f"scale: [{a:g}, {b:g}]; expected from and to in this order of an image, whose area is 1")
+        if c > d:
+            raise ValueError(f"ratio: [{c:g}, {d:g}]; expected from and to in this order")
         return self
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:

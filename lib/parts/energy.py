@@ -101,6 +101,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = any(getattr(torch.cpu, f, bool)() for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    private = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch, which may drop them
+    native = any(has() for name in private if (has := getattr(torch.cpu, name, None)))
     # torch may be told to do without (ATEN_CPU_CAPABILITY=avx2): bf16 would be emulated then, 8 to 12 times as slow as fp32
     return "bf16" if native and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2") else "fp32"
