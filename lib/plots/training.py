@@ -101,14 +101,14 @@ def growing_k(quality: dict, training: dict, threshold: float) -> plt.Figure:
 
 
 def r1_effect(rows: dict, columns: int = 8) -> plt.Figure:
-    """R1's effect, a row per setting. rows: title -> {label: dict of table (iteration, accuracy, share), starts and ends,
-    uint8 (n, C, H, W)}, two labels. Accuracy of D, distance over K alpha, and starts above ends for both."""
+    """R1's effect, a row per setting. rows: title -> {label: dict of table (iteration, detection_accuracy, share), starts
+    and ends, uint8 (n, C, H, W)}, two labels. Accuracy of D, distance over K alpha, and starts above ends for both."""
     fig, axes = plt.subplots(
         len(rows), 4, figsize=(16, 3.5 * len(rows)), squeeze=False, gridspec_kw={"width_ratios": [1, 1, 1.15, 1.15]}
     )
     for row, (title, runs) in zip(axes, rows.items(), strict=True):
         tables = {label: r["table"] for label, r in runs.items()}
-        curves(tables, "accuracy", ylabel="accuracy of D at 1/2", smooth=3, ax=row[0], ylim=(0.4, 1.02))
+        curves(tables, "detection_accuracy", ylabel="accuracy of D at 1/2", smooth=3, ax=row[0], ylim=(0.4, 1.02))
         curves(tables, "share", ylabel=r"distance / $K\alpha$", smooth=3, ax=row[1], ylim=(0, 1.02))
         row[0].set_title(title)
         row[1].get_legend().remove()
