@@ -139,7 +139,7 @@ def eot(
 
     def purifier(x: Tensor) -> tuple[Tensor, Tensor]:
         start = x = x.detach().requires_grad_()
-        for _ in range(steps):  # samplers.sgld, with a graph
+        for _ in range(steps):  # SGLD, with a graph
             g = torch.autograd.grad(E(x).sum(), x, create_graph=True)[0]
             x = samplers.perturbed(samplers.clipped(x - alpha * g, clip), noise, clip, generator)
         return start, x
