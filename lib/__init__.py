@@ -8,8 +8,8 @@ measures/   what is measured of a trained model                      models.py  
 papers/     the papers' artefacts and numbers                        plots/      every picture
 bench/      how fast an update is
 
-The files beside these folders are commands: python -m lib.train, evaluate, applications, sources, book, cards, fleet,
-pipeline.
+Most files beside these folders are commands: python -m lib.train, evaluate, applications, sources, book, cards, fleet,
+pipeline, environment; so is the folder bench. The rest helps them: files, memory, packing, vision.
 """
 
 from pathlib import Path

@@ -48,7 +48,7 @@ class CropFlip(_Crops):
 
 
 class AutoAugment(_Crops):
-    """The same, then AutoAugment's CIFAR-10 policy (Cubuk et al. 2019), then cutout."""
+    """Crops and flips, then AutoAugment's CIFAR-10 policy (Cubuk et al. 2019), then cutout."""
 
     kind: Literal["autoaugment"] = "autoaugment"
     cutout: Index = 0  # side of the black square, in pixels
@@ -65,10 +65,10 @@ class AutoAugment(_Crops):
 
 
 class ResizedCrop(Cell):
-    """A random part, scaled back to the size, and a horizontal flip of half of them."""
+    """A random part of an image, scaled back to its size; then a horizontal flip of half of the images."""
 
     kind: Literal["resized_crop"] = "resized_crop"
-    share: Share = 1.0  # of the images, which are cut
+    share: Share = 1.0  # of the images are cut, the others stay whole
     scale: tuple[Positive, Positive] = (0.08, 1.0)  # the part's area, from and to
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)  # the part's width over its height, from and to
 

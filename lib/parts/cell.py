@@ -23,7 +23,7 @@ def given(part: T | None, missing: str) -> T:
 
 class Cell(BaseModel):
     """A section of params.yaml. A section with kinds is a union of such classes, told apart by a `kind`. What a cell does
-    stands in the same class: it acts when called, or `build`s what does, where that has a state."""
+    stands in the same class: it acts when called; where what acts has a state, `build` makes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -91,7 +91,7 @@ class Batch(NamedTuple):
 
 @dataclass(repr=False)
 class Seen:
-    """What the network says of a batch and its samples. Of the last four, there are those that a term needs."""
+    """What the network says of a batch and its samples. Of the last four, only those are set that a term needs."""
 
     y: Tensor  # labels (B,)
     real: Tensor  # images for p(x), (B, C, H, W)
@@ -109,9 +109,9 @@ OF_SAMPLES: Logs = {"energy_sample": lambda seen: seen.e_sample.mean(), "auc": l
 class Term(Cell):
     """One summand: called, it gives its value, a scalar, without its weight.
 
-    needs: of labels (logits of the batch), real and samples (their energies), attacked (logits of attacked images),
-        curvature (the energy of real images can be differentiated twice).
-    drives: enough to learn from.   logs: what goes into the curve, beside its value.
+    needs: what it reads of a batch: labels (logits of the batch), real and samples (their energies), attacked (logits of
+        attacked images), curvature (the energy of real images can be differentiated twice).
+    drives: a loss may consist of it alone; False: it only regularises.   logs: what goes into the curve, beside its value.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -23,7 +23,7 @@ from lib.parts.pixels import to_range, upload
 
 
 class Start:
-    """p0, the distribution of fresh chains; subclasses `sample` it. No chain is kept."""
+    """p0, the distribution in which fresh chains begin; subclasses `sample` it. It keeps no chain; a buffer does."""
 
     def sample(self, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """n starts (n, ...). generator: on the CPU.   y (n,): their classes, where p0 has any."""
@@ -251,6 +251,8 @@ class _Cell(Cell):
 
 
 class UniformNoise(_Cell):
+    """Each pixel uniform in the range of images."""
+
     kind: Literal["uniform"] = "uniform"
 
     def build(self, split: TrainingSet, low: float, device: Device = "cpu", others: Others | None = None) -> Uniform:
@@ -277,6 +279,8 @@ class Gaussians(_Cell):
 
 
 class OtherImages(_Cell):
+    """Real images of another kind than the training data."""
+
     kind: Literal["images"] = "images"
     of: dict[str, Share]  # source -> share; noise, leaves, discs, or a role
     images: Count  # how many there are
@@ -295,7 +299,7 @@ class OtherImages(_Cell):
 
 
 class DataPoints(_Cell):
-    """Contrastive divergence: chains start at the data; with a buffer that begins none anew, persistent."""
+    """Contrastive divergence: chains start at the data; persistent with a buffer whose reinit is 0."""
 
     kind: Literal["data"] = "data"
 
