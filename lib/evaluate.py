@@ -46,7 +46,13 @@ class Quality:
     def of(
         cls, reference: Trained, split: data.Split, modes: Sequence[str] = (), device: str | torch.device = "cpu"
     ) -> Quality:
-        """The distances from a data set, with Inception's networks for `modes`."""
+        """The distances from a data set, with Inception's networks for `modes`.
+        Raises: ConfigError for a reference that is no classifier of images in [-1, 1]."""
+        if not reference.run.labelled or reference.run.range != "symmetric":
+            raise params.ConfigError(
+                f"reference {reference.run.name}: loss {', '.join(reference.run.loss.terms)}, range {reference.run.range}; "
+                "expected a classifier of images in [-1, 1], such as reference"
+            )
         networks = {mode: inception.Inception(mode, device) for mode in modes}
         moments = {mode: (network, moments_of_data(network, split, device)) for mode, network in networks.items()}
         return cls(reference, moments_of_data(reference, split, device), moments, device)

@@ -7,22 +7,36 @@ A run is a method (`runs.<name>`, one key per column of the one-idea table) at a
 
 from __future__ import annotations
 
-import difflib
 import os
-import typing
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, Field, model_validator
 
 from lib import ROOT, files
 from lib.parts.augmentations import Augmentation
-from lib.parts.cell import Cell, ConfigError, Count, Index, Positive, Weight
+from lib.parts.cell import (
+    Cell,
+    ConfigError,
+    Count,
+    Index,
+    Positive,
+    Several,
+    Weight,
+    built,
+    classes_of,
+    immutable,
+    kind_of,
+    may_be_none,
+    nearest,
+    section_of,
+    tag_of,
+    type_of,
+)
 from lib.parts.losses import Loss
 from lib.parts.networks import Networks
 from lib.parts.samplers import PGD, Step
@@ -33,7 +47,12 @@ PROFILES = ("smoke", "quick", "gpu", "paper")
 INCEPTION = ("clean", "legacy_tensorflow")  # clean-fid's modes, of one network: lib.measures.inception
 NO_CHAIN = "a classifier has no chain; expected a run with a start and a step, such as jempp-m10"
 _WARNED: set[str] = set()
-C = TypeVar("C", bound=Cell)
+
+
+def different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("expected different numbers")
+    return seeds
 
 
 class Data(Cell):
@@ -56,7 +75,7 @@ class Data(Cell):
     size: Annotated[int, Field(ge=8)]  # pixels a side
     classes: tuple[int, ...] = ()  # only images of these classes, labelled 0, 1, ...; (): all
     train: Count | None = None  # images to train on; None: all
-    test: Count | None = None
+    test: Several | None = None
     holdout: Index = 0  # of the training images, kept for validation
     folder: str | None = None  # where the full data lie; None: data/raw
     gaussians: bool = True  # false: no chain starts from its class Gaussians, so fit none
@@ -67,7 +86,7 @@ class Generation(Cell):
 
     steps: Count
     alpha: Positive
-    images: Count
+    images: Several
 
     @property
     def chain(self) -> PGD:
@@ -96,7 +115,7 @@ class Run(Cell):
     loss: Loss
     update: Update
     reference: str  # the run whose features measure this one's samples
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[Index, ...], Field(min_length=1), AfterValidator(different)] = (0,)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     threads: Count | None = None  # CPU threads of one run; None: torch's own choice
     compile: bool = False  # torch.compile: batch norm and activation fused
@@ -184,6 +203,8 @@ class Run(Cell):
             yield "graph: true with step.growth: a CUDA graph is of one length; set graph: false, or leave growth out"
         if self.generation and (self.start is None or self.start.buffer):
             yield "generation: it is how a run with a start and without a buffer makes samples; leave it out"
+        elif self.generation and self.start and self.start.kind != "images":
+            yield f"generation: it begins at images of another kind; expected start kind images, not {self.start.kind}"
 
 
 class Measures(Cell):
@@ -198,15 +219,32 @@ class Measures(Cell):
     splits: Count  # of IS
     histogram: Count  # bars
     confident: Annotated[float, Field(gt=0, le=1)]  # share of the buffer, per class
-    fresh: Count  # chains
-    snapshot: Count  # images
-    kid: Annotated[int, Field(ge=2)]  # features
+    fresh: Several  # chains
+    snapshot: Several  # images
+    kid: Several  # features
     few: Count  # images
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no section has a key twice: PyYAML would take the last one, silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value == "<<" or not isinstance(key.value, str):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is twice in one section; expected it once", key.start_mark
+                )
+            seen.add(key.value)
+        return node
 
 
 @lru_cache
 def _read(path: str, mtime: float) -> dict:
-    return yaml.safe_load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"))
+    return yaml.load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"), _Once)
 
 
 @lru_cache
@@ -258,14 +296,14 @@ def profile(name: str | None = None, params: dict | None = None) -> str:
 
 def scale(profile_name: str, params: dict | None = None) -> dict:
     """The section `scales.<profile>`."""
-    return _pick((params or load()).get("scales") or {}, profile_name, "scales")
+    return section_of(_pick((params or load()).get("scales"), profile_name, "scales"), f"scales.{profile_name}")
 
 
 def data(profile_name: str, role: str, params: dict | None = None) -> Data | None:
     """The data set that plays `role` at this scale; None where the scale has none (with `null`)."""
-    section = _pick(scale(profile_name, params).get("data") or {}, role, f"scales.{profile_name}.data")
+    section = _pick(scale(profile_name, params).get("data"), role, f"scales.{profile_name}.data")
     where = f"scales.{profile_name}.data.{role}"
-    return None if section is None else _build(Data, _tuples(section), where)
+    return None if section is None else built(Data, immutable(section), where)
 
 
 def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
@@ -282,7 +320,7 @@ def inception(profile_name: str, params: dict | None = None) -> tuple[str, ...]:
 
 def measures(params: dict | None = None) -> Measures:
     """The section `measures`. Raises: ConfigError for one that is missing, or cannot be."""
-    return _build(Measures, (params or load()).get("measures"), "measures")
+    return built(Measures, (params or load()).get("measures"), "measures")
 
 
 def main_runs() -> list[str]:
@@ -301,25 +339,30 @@ def run(name: str, profile_name: str | None = None, params: dict | None = None) 
     """
     params = params or load()
     profile_name = profile(profile_name, params)
-    method = _pick(params.get("runs") or {}, name, "runs")
-    if not isinstance(method, dict):
-        raise ConfigError(f"runs.{name}: {method!r} is no section; expected keys and values")
+    method, where = section_of(_pick(params.get("runs"), name, "runs"), f"runs.{name}"), f"scales.{profile_name}"
     sizes = scale(profile_name, params)
-    size = sizes.get("common") or {}
+    size = section_of(sizes.get("common") or {}, f"{where}.common")
     if "size" in method:
-        size = _over(size, _pick(sizes, method["size"], f"scales.{profile_name}") or {})
-    named = {**_resized(Run, method, size), "name": name, "profile": profile_name}
-    return _build(Run, _tuples(named), f"runs.{name}")
+        size = _over(size, section_of(_pick(sizes, method["size"], where) or {}, f"{where}.{method['size']}"))
+    resized = _resized(Run, method, size)
+    for key in {"name", "profile"} & resized.keys():
+        raise ConfigError(f"params.yaml, runs.{name}.{key}: {resized[key]!r}; a run's {key} is not set here: leave it out")
+    found = built(Run, immutable({**resized, "name": name, "profile": profile_name}), f"runs.{name}")
+    if found.reference not in params["runs"]:
+        near = nearest(found.reference, params["runs"])
+        raise ConfigError(f"params.yaml, runs.{name}.reference: no run {found.reference!r}{near}; expected a classifier")
+    return found
 
 
 def runs(params: dict | None = None) -> list[str]:
     """All run names, in the order of params.yaml."""
-    return list((params or load())["runs"])
+    return list(section_of((params or load()).get("runs"), "runs"))
 
 
-def _pick(section: dict, key: str, where: str):
-    if key not in section:
-        raise ConfigError(f"{where}: no {key!r}{_nearest(key, section)}; it has {', '.join(map(str, section))}")
+def _pick(section: object, key: object, where: str):
+    section = section_of({} if section is None else section, where)
+    if not isinstance(key, str) or key not in section:
+        raise ConfigError(f"{where}: no {key!r}{nearest(key, section)}; it has {', '.join(map(str, section)) or 'nothing'}")
     return section[key]
 
 
@@ -336,115 +379,25 @@ def _resized(annotation: object, method: dict, size: dict) -> dict:
     """A method's section at a size, which wins. A size speaks to many runs. So what it says of a part that this method lacks
     is passed over (softmax has no start), unless it names the part's kind, which gives it one; and so is what other kinds
     of this part have (a buffer's size, where chains start afresh). Any other key stays, to be refused by its name."""
-    cells, tag = _cells(annotation), _tag(annotation)
+    cells, tag = classes_of(annotation), tag_of(annotation)
     kind = size.get(tag, method.get(tag))
-    chosen = next((c for c in cells if not tag or _kind(c, tag) == kind), None)
+    chosen = next((c for c in cells if not tag or kind_of(c, tag) == kind), None)
     if chosen is None:
         return {**method, **size}  # of no kind that there is: refused by its name
-    before = next((c for c in cells if tag and _kind(c, tag) == method.get(tag)), chosen)
+    before = next((c for c in cells if tag and kind_of(c, tag) == method.get(tag)), chosen)
     out = {k: v for k, v in method.items() if k in chosen.model_fields or k not in before.model_fields}
     for key, value in size.items():
         if key not in chosen.model_fields:
             if not any(key in c.model_fields for c in cells):
                 out[key] = value
             continue
-        own = _annotation(chosen, key)
-        if isinstance(value, dict) and _cells(own):
-            names_a_kind, has = _tag(own) in value, isinstance(out.get(key), dict)
+        own = type_of(chosen, key)
+        if isinstance(value, dict) and classes_of(own):
+            names_a_kind, has = tag_of(own) in value, isinstance(out.get(key), dict)
             if has:
                 out[key] = _resized(own, out[key], value)
-            elif names_a_kind or not _optional(own):
+            elif names_a_kind or not may_be_none(own):
                 out[key] = _resized(own, {}, value)
         else:
             out[key] = value
     return out
-
-
-def _cells(annotation: object) -> tuple[type[Cell], ...]:
-    """The classes of a section: one, or one per kind; (): the value is no section."""
-    if isinstance(annotation, type) and issubclass(annotation, Cell):
-        return (annotation,)
-    return tuple(c for a in typing.get_args(annotation) for c in (_cells(a) if not isinstance(a, FieldInfo) else ()))
-
-
-def _tag(annotation: object) -> str:
-    """The key that tells a section's kinds apart; empty for a section of one kind."""
-    fields = [c.model_fields for c in _cells(annotation)]
-    return next((t for t in ("kind", "optimizer") if fields and all(t in f for f in fields)), "")
-
-
-def _annotation(cell: type[Cell], key: str) -> object:
-    return cell.model_fields[key].annotation
-
-
-def _kind(cell: type[Cell], tag: str) -> str:
-    """The value of `tag` that stands for this class."""
-    return typing.get_args(_annotation(cell, tag))[0]
-
-
-def _optional(annotation: object) -> bool:
-    return type(None) in typing.get_args(annotation)
-
-
-def _tuples(value):
-    """YAML has lists only; the typed sections are immutable."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-# ------------------------------------------------------------------------------------------------------- errors
-def _nearest(key: object, among: Iterable[object]) -> str:
-    near = difflib.get_close_matches(str(key), [str(a) for a in among], n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _build(kind: type[C], section: object, where: str) -> C:
-    """A section as a cell. Raises: ConfigError, of the first thing that is wrong."""
-    if not isinstance(section, dict):
-        raise ConfigError(f"{where}: {section!r} is no section; expected keys and values")
-    try:
-        return kind(**section)
-    except ValidationError as e:
-        first = e.errors()[0]
-        path, owner, others = _owner(kind, first["loc"])
-        place, value = ".".join((where, *path)), first["input"]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = _unknown(path[-1], owner, others)
-        elif first["type"] == "missing":
-            message = "missing; add it"
-        elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tag = _tag(owner)
-            has = value.get(tag) if isinstance(value, dict) else value
-            known = [_kind(c, tag) for c in _cells(owner)]
-            message = f"{tag}: {has!r}{_nearest(has, known)}; expected one of {', '.join(known)}"
-        elif first["type"] != "value_error" or path:
-            message = f"{message}; got {value!r}" if not isinstance(value, dict) else message
-        raise ConfigError(f"params.yaml, {place}: {message}") from None
-
-
-def _owner(annotation: object, loc: tuple[int | str, ...]) -> tuple[list[str], object, tuple[type[Cell], ...]]:
-    """Where an error is: its path without the kinds that pydantic names, the section that it is in, its other kinds."""
-    path: list[str] = []
-    others: tuple[type[Cell], ...] = ()
-    for i, part in enumerate(map(str, loc)):
-        cells, tag = _cells(annotation), _tag(annotation)
-        chosen = [c for c in cells if tag and len(cells) > 1 and _kind(c, tag) == part]
-        if chosen:
-            annotation, others = chosen[0], tuple(c for c in cells if c is not chosen[0])
-            continue
-        path.append(part)
-        inner = _annotation(cells[0], part) if len(cells) == 1 and part in cells[0].model_fields else None
-        if _cells(inner):
-            annotation, others = inner, ()
-        elif i < len(loc) - 1:
-            break
-    return path, annotation, others
-
-
-def _unknown(key: str, owner: object, others: tuple[type[Cell], ...]) -> str:
-    tag, cell = _tag(owner), _cells(owner)[0]
-    if having := [_kind(c, tag) for c in others if key in c.model_fields]:
-        return f"{tag} {_kind(cell, tag)!r} has no such key, {' and '.join(having)} have; leave it out, or change the {tag}"
-    return "unknown key" + _nearest(key, cell.model_fields)

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import types
 from functools import partial
 
 import pytest
 import torch
 
-from lib import plots
+from lib import params, plots
 from lib.bench import plain
 from lib.bench import speed as bench
 from lib.parts import samplers
@@ -133,3 +134,26 @@ def test_a_command_line_that_measures_nothing_is_refused(words, says, monkeypatc
     with pytest.raises(SystemExit) as e:
         bench.main()
     assert says in capsys.readouterr().err + str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name, changes, says",
+    [
+        ("jempp-m5", {"step": {"kind": "hmc", "K": 1, "L": 1, "alpha": 0.1}}, "step "),
+        ("jempp-m5", {"loss.energy_l2": 1.0}, "step pyld with loss"),
+        ("jempp-m5", {"loss.contrastive": 2.0}, "step pyld with loss"),
+        ("jempp-m5", {"step.noise": 0.1}, "step "),
+        ("jem", {"range": "unit"}, "step "),
+        ("jem", {"start": {"kind": "data"}}, "step sgld from start .*data"),
+        ("softmax", {"loss.r1": 1.0}, "a classifier's loss"),
+        ("softmax", {"update.nesterov": True}, "update.nesterov"),
+        ("sada-k5", {"update.sam.adaptive": True}, "update.sam.adaptive"),
+        ("at", {}, "step.growth auc"),
+        ("at", {"step.growth": None, "step.radius": 0.5}, "step "),
+    ],
+)
+def test_what_is_in_no_paper_is_refused_in_one_line(small, name, changes, says):
+    ours = types.SimpleNamespace(run=params.run(name, "smoke").but(changes))
+    with pytest.raises(params.ConfigError, match=f"run {name}: {says}.* is in no paper's algorithm") as e:
+        plain.Plain(ours)
+    assert "\n" not in str(e.value)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lib import data, params, sources
-from lib.parts.cell import Cell
+from lib.parts.cell import Cell, classes_of
 from lib.parts.losses import Loss
+from lib.parts.networks import DiscriminatorCell
 from lib.training import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*batch norm with a uniform start")
@@ -290,7 +291,7 @@ def padded(a, like):
 
 def may_be_given(annotation):
     """A setting left out is tried where it is a value, not a section of its own."""
-    return not any(issubclass(a, Cell) for a in params._cells(annotation))
+    return not any(issubclass(a, Cell) for a in classes_of(annotation))
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -325,3 +326,23 @@ def test_each_term_says_what_it_needs():
         "adversarial_cross_entropy": {"attacked"},
     }  # fmt: skip
     assert {name for name, term in Loss(**TERMS).terms.items() if not term.drives} >= {"energy_l2", "r1"}
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ({"augment": {"kind": "crop_flip", "pad": 8}}, "augment.pad: 8 for images of 8 pixels"),
+        ({"augment": {"kind": "crop_flip", "pad": 1, "fill": (0, 0, 0)}}, "augment.fill: .* for images of 1 channels"),
+        ({"network.normalise": "cifar10", "range": "unit"}, "normalise: cifar10 for images of 1 channels; expected 3"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_one_clear_line(more, says, split):
+    run = params.run("softmax", "smoke").but(more)
+    with pytest.raises(params.ConfigError, match=says) as e:
+        Trainer(run, split, 0).step()
+    assert "\n" not in str(e.value)
+
+
+def test_a_discriminator_is_of_a_power_of_two(split):
+    with pytest.raises(params.ConfigError, match="discriminator for 24 pixels: expected a power of two"):
+        DiscriminatorCell(width=8).build(10, 1, 24)

@@ -276,3 +276,110 @@ def test_a_copy_with_other_settings_is_checked():
     assert run.but({"start": {"kind": "data"}}).start.buffer is None
     with pytest.raises(ValueError, match="a chain needs both"):
         run.but({"step": None})
+
+
+JEM = ("runs", "jem")
+COMMON = ("scales", "quick", "common")
+
+
+@pytest.mark.parametrize(
+    "place, value, says",
+    [
+        (("scales",), 5, "scales: 5 is no section; expected keys and values"),
+        (("scales", "quick"), None, "scales.quick: None is no section"),
+        (COMMON, [1], "scales.quick.common: [1] is no section"),
+        (("scales", "quick", "jem"), "x", "scales.quick.jem: 'x' is no section"),
+        (("runs",), 5, "runs: 5 is no section"),
+        ((*JEM, "size"), ["jem"], "scales.quick: no ['jem'] (did you mean 'jem'?); it has data, "),
+        ((*JEM, 1), 2, "runs.jem.1: Keys should be strings"),
+        ((*COMMON, None), 2, "runs.jem.None: Keys should be strings"),
+        ((*JEM, "name"), "other", "runs.jem.name: 'other'; a run's name is not set here: leave it out"),
+        ((*COMMON, "profile"), "paper", "runs.jem.profile: 'paper'; a run's profile is not set here"),
+        (
+            (*JEM, "reference"),
+            "softmx",
+            "runs.jem.reference: no run 'softmx' (did you mean 'softmax'?); expected a classifier",
+        ),
+        ((*JEM, "seeds"), [], "runs.jem.seeds: Tuple should have at least 1 item"),
+        ((*JEM, "seeds"), [0, 0], "runs.jem.seeds: expected different numbers; got (0, 0)"),
+        ((*JEM, "seeds"), [-1], "runs.jem.seeds: Input should be greater than or equal to 0; got -1"),
+        ((*JEM, "input_noise"), float("inf"), "runs.jem.input_noise: Input should be a finite number; got inf"),
+        ((*JEM, "step", "alpha"), float("inf"), "runs.jem.step.alpha: Input should be a finite number"),
+        ((*JEM, "step", "alpha"), "1e-3", "got '1e-3'; YAML takes this for text: write a dot, as in 1.0e-3"),
+        (
+            (*JEM, "step", "clip"),
+            [1, -1],
+            "runs.jem.step.clip: expected true, false, or a range [low, high] with low < high; got (1, -1)",
+        ),
+        ((*JEM, "step", "clip"), [float("nan"), 1.0], "expected true, false, or a range [low, high] with low < high"),
+        ((*JEM, "step", "clip"), [0], "runs.jem.step.clip: expected true, false, or a range"),
+        ((*JEM, "update", "betas"), [0.9], "runs.jem.update.betas: too few values; got (0.9,)"),
+        ((*JEM, "update", "betas"), [1.5, 0.9], "runs.jem.update.betas: Input should be less than 1; got 1.5"),
+        ((*JEM, "loss", "r1"), {"weight": 0.0, "wieght": 1.0}, "runs.jem.loss.r1.wieght: unknown key"),
+        (
+            (*JEM, "start"),
+            {"kind": "images", "images": 9, "of": {"noise": True}},
+            "runs.jem.start.of.noise: Input should be",
+        ),
+        ((*JEM, "step", "a\nb"), 1, "runs.jem.step.a b: unknown key"),
+    ],
+)
+def test_what_no_section_or_number_can_be_is_one_clear_line(tree, place, value, says):
+    tree = copy.deepcopy(tree)
+    tree["runs"]["jem"] = copy.deepcopy(tree["runs"]["jem"])  # YAML's anchors share sections
+    inner = tree
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(params.ConfigError) as e:
+        params.run("jem", "quick", tree)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_names_of_runs_that_are_no_section_are_one_clear_line():
+    with pytest.raises(params.ConfigError, match="runs: None is no section"):
+        params.runs({"runs": None})
+
+
+@pytest.mark.parametrize("kind", ["uniform", "gaussians", "data"])
+def test_generation_begins_at_images_of_another_kind(tree, kind):
+    tree["runs"]["at"]["start"] = {"kind": kind}
+    with pytest.raises(params.ConfigError, match=f"generation: .*expected start kind images, not {kind}"):
+        params.run("at", "quick", tree)
+
+
+def test_a_key_that_is_twice_in_a_section_is_one_clear_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: [{x: 1}, {x: 2}]\n", encoding="utf-8")
+    assert params.load(path)["b"] == {"x": 2}, "a merged key may be given anew"
+    path = tmp_path / "twice.yaml"
+    path.write_text("runs:\n  jem: {lr: 1}\n  at: {}\n  jem: {lr: 2}\n", encoding="utf-8")
+    with pytest.raises(params.ConfigError, match="'jem' is twice in one section; expected it once.*line 4") as e:
+        params.load(path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"step.alpha": "much"}, "step.alpha: Input should be a valid number; got 'much'"),
+        ({"start.buffer.size": 0}, "start.buffer.size: Input should be greater"),
+        ({"step.kind": "pgd"}, "step.kind: Input should be 'sgld'"),
+        ({"stp.K": 3}, "stp: None is no section with K"),
+        ({"stp": 3}, "stp: unknown key (did you mean 'step'?)"),
+        ({"step.K.x": 3}, "step.K: 20 is no section with x"),
+        ({"step": None, "step.K": 3}, "step: None is no section with K"),
+        ({"loss.r1.weight": 1.0}, "loss.r1: None is no section with weight; give loss.r1 itself"),
+        ({"loss.contrastive.weight": 0.0}, "makes samples that loss (cross_entropy) never sees"),
+        ({5: 1}, "5: "),
+    ],
+)
+def test_a_copy_that_cannot_be_is_one_clear_line(changes, says):
+    with pytest.raises(params.ConfigError) as e:
+        params.run("jem", "smoke").but(changes)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_copy_takes_lists_as_params_yaml_does():
+    run = params.run("jem", "smoke").but({"seeds": [3, 4], "step.clip": [0, 1]})
+    assert (run.seeds, run.step.clip) == ((3, 4), (0.0, 1.0))

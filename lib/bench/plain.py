@@ -8,14 +8,16 @@ package, and nothing else of how it computes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from lib.params import Run
 from lib.parts import samplers, starts, updates
-from lib.parts.cell import given
+from lib.parts.cell import ConfigError, given
 from lib.parts.networks import Network
 from lib.training import Trainer
 
@@ -77,13 +79,55 @@ def chain(model: Network, x: Tensor, step: samplers.Step) -> Tensor:
     raise ValueError(f"step {step.kind}: no paper's algorithm; expected sgld, proximal, pyld or pgd")
 
 
+def beyond(run: Run) -> Iterator[str]:
+    """What of a run is not in the papers' algorithms above. The learning rate stays as it begins."""
+    weights = {name: term.weight for name, term in run.loss.terms.items()}
+    if run.step is None or run.start is None:
+        if weights != {"cross_entropy": 1.0}:
+            yield f"a classifier's loss {weights}"
+    else:
+        if isinstance(run.step, samplers.PGD):
+            yield from _beyond_at(run, run.step, run.start, weights)
+        else:
+            yield from _beyond_jem(run, run.step, run.start, weights)
+        if run.step.growth:
+            yield f"step.growth {run.step.growth.kind}"
+    if run.update.sam and run.update.sam.adaptive:
+        yield "update.sam.adaptive"
+    if isinstance(run.update, updates.SGD) and run.update.nesterov:
+        yield "update.nesterov"
+
+
+def _beyond_at(run: Run, step: samplers.PGD, start: starts.Starts, weights: dict[str, float]) -> Iterator[str]:
+    if weights.keys() - {"r1"} != {"bce"} or weights["bce"] != 1 or run.network.logits != 1:
+        yield f"step pgd with loss {weights}, network.logits {run.network.logits}"
+    if run.range != "unit" or step.clip is not True or step.radius or (step.real and step.real.radius):
+        yield f"step {step} in range {run.range}"
+    if not isinstance(start, starts.OtherImages) or start.buffer or start.augment:
+        yield f"step pgd from start {start}"
+
+
+def _beyond_jem(run: Run, step: samplers.Step, start: starts.Starts, weights: dict[str, float]) -> Iterator[str]:
+    if weights != {"cross_entropy": 1.0, "contrastive": 1.0}:
+        yield f"step {step.kind} with loss {weights}"
+    noisy = isinstance(step, samplers.SGLD)  # and clips nothing
+    known = noisy or (isinstance(step, samplers.Proximal | samplers.PYLD) and not step.noise)
+    if not known or run.range != "symmetric" or step.clip is noisy or not isinstance(step.clip, bool):
+        yield f"step {step} in range {run.range}"
+    if not isinstance(start, starts.UniformNoise | starts.Gaussians) or start.buffer is None:
+        yield f"step {step.kind} from start {start}"
+
+
 class Plain:
     """The same run as `trainer`, from a copy of its weights, with the methods' loops as above. `step` is one update.
 
     It knows the papers' own combinations: classifiers, the JEM family with a replay buffer, AT-EBM.
+    Raises: ConfigError for any other.
     """
 
     def __init__(self, trainer: Trainer):
+        for what in beyond(trainer.run):
+            raise ConfigError(f"run {trainer.run.name}: {what} is in no paper's algorithm, as lib.bench.plain has them")
         self.run, self.stream, self.device = trainer.run, trainer.stream, trainer.device
         self.unaugmented = trainer.unaugmented
         self.model = copy.deepcopy(trainer.model)

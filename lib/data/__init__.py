@@ -289,5 +289,7 @@ def p0(run: params.Run, seed: int = 0) -> Tensor:
         if tuple(x.shape[1:]) != shape:
             raise DataError(f"{where}: images of shape {tuple(x.shape[1:])}; expected {shape}, as {run.data} has")
         parts.append(x[torch.randperm(len(x), generator=g).repeat(-(-n // len(x)))[:n]])
+    if not parts:
+        raise DataError(f"runs.{run.name}.start.images: {start.images} leaves no image of {', '.join(start.of)}: raise it")
     images = torch.cat(parts)
     return images[torch.randperm(len(images), generator=g)]

@@ -35,9 +35,14 @@ class _Crops(Cell):
     fill: tuple[Byte, ...] | None = None  # the margin's colour, a byte per channel; None: reflected
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, low: float = -1.0) -> Tensor:
-        """Raises: ConfigError for a `fill` that is no colour of these images."""
+        """Raises: ConfigError for a `fill` that is no colour of these images, and a margin that they cannot fill."""
         if self.fill is not None and len(self.fill) != x.shape[1]:
             raise ConfigError(f"augment.fill: {list(self.fill)} for images of {x.shape[1]} channels: expected as many bytes")
+        if self.fill is None and self.pad >= min(x.shape[2:]):
+            raise ConfigError(
+                f"augment.pad: {self.pad} for images of {x.shape[-1]} pixels: a margin of reflected pixels is narrower than "
+                "they are; lower it, or give a fill"
+            )
         return crop_flip(x, self.pad, generator, None if self.fill is None else to_range(torch.tensor(self.fill), low))
 
 

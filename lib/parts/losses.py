@@ -203,8 +203,13 @@ class Loss(Cell):
     @field_validator("*", mode="before")
     @classmethod
     def _weighed(cls, value: object) -> object:
-        value = {"weight": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
-        return None if isinstance(value, dict) and value.get("weight") == 0 else value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return ({"weight": value} if value else None) if number else value
+
+    @field_validator("*")
+    @classmethod
+    def _of_weight(cls, term: Term | None) -> Term | None:
+        return term if term and term.weight else None
 
     @property
     def terms(self) -> dict[str, Term]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from lib.parts.cell import Cell, Count
+from lib.parts.cell import Cell, ConfigError, Count
 
 Norm = Literal["batch", "frozen", "none"]
 
@@ -149,7 +149,7 @@ class Discriminator(Network):
     def __init__(self, size: int = 256, width: int = 64, classes: int = 1, channels: int = 3, widest: int = 512):
         super().__init__()
         if size < 8 or size & (size - 1):
-            raise ValueError(f"discriminator for {size} pixels: expected a power of two, at least 8")
+            raise ConfigError(f"discriminator for {size} pixels: expected a power of two, at least 8")
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         blocks = []
         while size > 4:
@@ -220,7 +220,7 @@ class _Cell(Cell):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, but not annotated by torch
         if self.normalise:
             if channels != 3:
-                raise ValueError(
+                raise ConfigError(
                     f"normalise: {self.normalise} for images of {channels} channels; expected 3, or normalise: null"
                 )
             model.first = nn.Sequential(Normalise(self.normalise), model.first)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from lib.parts.cell import Cell, Count, Positive, Weight
@@ -34,6 +34,15 @@ def last(chain: Iterable[Tensor]) -> Tensor:
     return end[0].detach()
 
 
+def _box(clip: object) -> object:
+    if isinstance(clip, bool):
+        return clip
+    numbers = isinstance(clip, tuple) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in clip)
+    if not (isinstance(clip, tuple) and numbers and len(clip) == 2 and -math.inf < clip[0] < clip[1] < math.inf):
+        raise ValueError("expected true, false, or a range [low, high] with low < high")
+    return clip
+
+
 class _Step(Cell):
     """What all samplers share. Each is called with
 
@@ -44,7 +53,9 @@ class _Step(Cell):
 
     counts: ClassVar[str] = "K"  # the setting that says how many steps
     alpha: Positive
-    clip: bool | Box = True  # true: to the range of images; false: unbounded; or a range (low, high)
+    clip: Annotated[bool | Box, BeforeValidator(_box)] = (
+        True  # true: to the range of images; false: unbounded; or a range (low, high)
+    )
     growth: Growth | None = None  # how the number of steps grows while training; None: it is fixed
 
     @property
@@ -107,7 +118,7 @@ class Proximal(_Step):
 
     kind: Literal["proximal"] = "proximal"
     K: Count
-    epsilon: Positive
+    epsilon: Annotated[float, Field(gt=0)]  # .inf: no constraint
     noise: Weight = 0.0
 
     def __call__(

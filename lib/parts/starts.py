@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lib.parts.augmentations import Augmentation
-from lib.parts.cell import Cell, ConfigError, Count, Share, given
+from lib.parts.cell import Cell, ConfigError, Count, Several, Share, given
 from lib.parts.pixels import to_range, upload
 
 
@@ -238,7 +238,7 @@ class TrainingSet(Protocol):
 class Buffer(Cell):
     """A replay buffer's settings."""
 
-    size: Count  # |B|
+    size: Several  # |B|
     reinit: Share  # rho: the share of chains that begin anew
 
 

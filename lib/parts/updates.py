@@ -183,9 +183,12 @@ class SGD(_Cell):
         return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+
+
 class Adam(_Cell):
     optimizer: Literal["adam"] = "adam"
-    betas: tuple[float, float]
+    betas: tuple[Beta, Beta]
 
     def base(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
