@@ -225,17 +225,21 @@ def _limits(about: dict, measured: dict, extra: dict) -> str:
             "near the data, and no fair draws of exp(-E)."
         )
     if "samples" in m:
-        said.append(
-            "It has no labels and does not classify. Samples inherit the variety of the p0 images that they start from."
-        )
+        unlabelled = "" if _labelled(config) else "It has no labels and does not classify. "
+        said.append(f"{unlabelled}Samples inherit the variety of the p0 images that they start from.")
     return "\n".join(f"* {s}" for s in said)
+
+
+def _labelled(config: dict) -> bool:
+    """Whether its loss has labels: `params.Run.labelled`, of the configuration that it was trained with."""
+    return any(config["loss"].get(term) for term in ("cross_entropy", "adversarial_cross_entropy"))
 
 
 def _load(name: str, profile: str, about: dict) -> str:
     """Score, and what else this run can: classify, sample."""
     config = about["config"]
     calls = [("s = model.score(x)", "log p(x) up to a constant: (n,)")]
-    calls += [("p = model.classify(x)", "p(y|x): (n, classes)")] * (config["network"]["logits"] != 1)
+    calls += [("p = model.classify(x)", "p(y|x): (n, classes)")] * _labelled(config)
     calls += [("images = model.sample(16)", "uint8 (16, C, H, W)")] * bool(config["step"])
     lines = [
         "from lib import data, load_run",

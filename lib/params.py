@@ -105,7 +105,9 @@ class Run(Cell):
     data: str  # role: primary, second, third, faces, cats, church
     range: Literal["symmetric", "unit"] = "symmetric"  # of images: [-1, 1] (JEM family) or [0, 1] (AT-EBM)
     network: Networks
-    initial: str | None = None  # a weights.pt to begin from: absolute, or from the project's root
+    initial: Annotated[str, Field(min_length=1)] | None = (
+        None  # a weights.pt to begin from: absolute, or from the project's root
+    )
     augment: Augmentation
     input_noise: Weight  # sigma of the Gaussian noise on images, at training and at test time
     # shared: one batch for p(y|x) and p(x); classify: p(x) has a batch of its own, not augmented (SADA-JEM Eq. 11)

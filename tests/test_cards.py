@@ -139,3 +139,13 @@ def test_results_that_are_torn_or_of_another_version_are_named(home, edited):
     metrics(home, "jempp-m5").write_text('{"mean": {', encoding="utf-8")
     with pytest.raises(data.DataError, match="jempp-m5.json is damaged .torn.*: run `dvc repro evaluate@jempp-m5`$"):
         cards.write("smoke", ["jempp-m5"])
+
+
+def test_a_card_calls_a_run_labelled_by_its_loss():
+    """A JEM without a buffer classifies; one without labels does not, however many logits it has."""
+    about = {"parameters": 1, "config": {"profile": "paper", "data": "primary", "step": {}, "network": {"logits": None}}}
+    measured = {"mean": {"samples": {}, "epochs": 1.0}, "seeds": 2 * [{"verdict": "finished"}]}
+    for loss, labelled in (({"cross_entropy": {"weight": 1.0}}, True), ({"contrastive": {"weight": 1.0}}, False)):
+        about["config"]["loss"] = loss
+        assert ("model.classify" in cards._load("x", "smoke", about)) == labelled
+        assert ("does not classify" in cards._limits(about, measured, {})) == (not labelled)
