@@ -12,6 +12,7 @@ import copy
 import hashlib
 import io
 import json
+import math
 import sys
 import time
 import zipfile
@@ -276,7 +277,12 @@ def summary(measured: dict) -> dict:
         found |= {"acc_sd": sd.get("accuracy"), "fd_sd": sd.get(images, {}).get("fd_clf")}
     ends = Counter(s["verdict"].replace("at iteration", "at") for s in seeds)  # 'finished', 'diverged at 413'
     verdict = next(iter(ends)) if len(ends) == 1 else ", ".join(f"{n} {end}" for end, n in ends.items())
-    return {k: float(f"{round(v, 4):.4g}") for k, v in found.items() if v is not None} | {"verdict": verdict}
+    return {k: _four(v) for k, v in found.items() if v is not None} | {"verdict": verdict}
+
+
+def _four(v: float) -> float:
+    """Four digits, at most four of them decimals: rounded once."""
+    return round(v, max(0, min(4, 3 - math.floor(math.log10(abs(v)))))) if v else 0.0
 
 
 def _over(dicts: list[dict], how: Callable[[list[float]], float]) -> dict:
