@@ -75,7 +75,7 @@ class Data(Cell):
     size: Annotated[int, Field(ge=8)]  # pixels a side
     classes: tuple[int, ...] = ()  # only images of these classes, labelled 0, 1, ...; (): all
     train: Count | None = None  # images to train on; None: all
-    test: Several | None = None
+    test: Count | None = None
     holdout: Index = 0  # of the training images, kept for validation
     folder: str | None = None  # where the full data lie; None: data/raw
     gaussians: bool = True  # false: no chain starts from its class Gaussians, so fit none

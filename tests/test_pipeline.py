@@ -54,10 +54,13 @@ def test_every_run_was_trained_and_measured(pipeline):
         for file in ("weights.pt", "metrics.json", "curve.csv", "provenance.json"):
             assert (folder / file).stat().st_size > 0
         m = measured(home, "details", run)["mean"]
-        if "samples" in m:  # AT-EBM: generation only
-            assert m["samples"]["fd_clf"] > 0 and m["samples"]["images"] == 40 and m["seconds_per_image"] > 0
-        else:
+        config = params.run(run, "smoke")
+        if config.labelled:
             assert 0 <= m["accuracy_low"] <= m["accuracy"] <= m["accuracy_high"] <= 1
+        if config.generation:
+            assert m["samples"]["fd_clf"] > 0 and m["samples"]["images"] == 40 and m["seconds_per_image"] > 0
+        elif config.step:
+            assert m["buffer" if config.start.buffer else "samples"]["fd_clf"] > 0 and m["start"]["fd_clf"] >= 0
 
 
 def test_a_second_run_does_nothing_by_dvcs_own_word_too(pipeline):
@@ -74,7 +77,7 @@ def test_editing_another_profile_invalidates_nothing(pipeline):
     home = pipeline[0]
     path = home / "params.yaml"
     before = path.read_text(encoding="utf-8")
-    path.write_text(before.replace("epochs: 20, warmup: 1000", "epochs: 21, warmup: 1000"), encoding="utf-8")
+    path.write_text(before.replace("iterations: null, epochs: 20,", "iterations: null, epochs: 21,"), encoding="utf-8")
     assert path.read_text(encoding="utf-8") != before
     try:
         assert stale(pipeline) == ["notebook@00_map"]  # the map shows all profiles' sizes
