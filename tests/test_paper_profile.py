@@ -72,9 +72,11 @@ def measured(home, run, folder="details"):
 def test_every_run_is_trained_and_measured(trained, run):
     found, config = measured(trained, run), params.run(run, "paper")
     assert found["seeds"][0]["verdict"] == "finished" and found["seeds"][0]["iterations"] == 2
-    assert (config.generation is not None) == ("accuracy" not in found["mean"])
+    assert config.labelled == ("accuracy" in found["mean"])
     if config.step:
-        sections = ("samples", "start") if config.generation else ("buffer", "confident", "matched", "start", "fresh")
+        sections = ("samples", "start")
+        if config.start.buffer:
+            sections = ("buffer", "start", "fresh", *(("confident", "matched") * config.labelled))
         for section in sections:
             assert set(found["mean"][section]["inception"]) == {"clean", "legacy_tensorflow"}, section
         assert [s["iteration"] for s in found["seeds"][0]["snapshots"]] == [1, 2]
