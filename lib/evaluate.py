@@ -75,20 +75,29 @@ def measure(trained: Trained, quality: Quality | None, split: data.Split, device
     of its samples and of their starts from train + test images.
     Raises: ConfigError for a run with chains without `quality`, which a classifier does not need."""
     run = trained.run
+    out = classified(trained, split, device) if run.labelled else {}
     if run.step is None:
-        return classified(trained, split, device) if run.labelled else {}
+        return out
     quality = given(quality, f"run {run.name} makes samples: expected a Quality to measure them by, not None")
     if run.generation:
-        return generated(trained, quality)
-    out = classified(trained, split, device) if run.labelled else {}
+        return out | generated(trained, quality)
     out |= of_samples(trained, quality) if trained.buffer is None else of_buffer(trained, quality, device)
     n = params.measures().fresh if trained.buffer is None else len(trained.buffer)
     out["start"] = quality(data.to_bytes(trained.p0(split).sample(n, seeded()), run.low))
     if quality.inception and trained.buffer is not None:  # chains that never saw the buffer
         out["fresh"] = quality(trained.sample(min(params.measures().fresh, n), seeded(), fresh=True))
     if folders := sorted(trained.folder.glob("snapshots/*")):
-        out["snapshots"] = [snapshot(trained, f, quality, split) for f in folders]
+        out["snapshots"] = [snapshot(earlier(trained, f), quality, split) for f in folders]
     return out
+
+
+def earlier(trained: Trained, folder: Path) -> Trained:
+    """A run as it was at a snapshot, `folder`: its weights then, and its buffer."""
+    again = f"train it anew with python -m lib.train {trained.run.name} --profile {trained.run.profile}"
+    model = copy.deepcopy(trained.model)
+    load_weights(model, folder, again)
+    buffer = trained.buffer if trained.buffer is None else read_buffer(folder, tuple(trained.buffer.shape[1:]), again)
+    return replace(trained, model=model, buffer=buffer, folder=folder)
 
 
 def seeded() -> torch.Generator:
@@ -97,17 +106,17 @@ def seeded() -> torch.Generator:
 
 def classified(trained: Trained, split: data.Split, device: Device = "cpu") -> dict:
     """Test accuracy with its bootstrap interval, and calibration."""
-    logits = test_logits(trained, trained.model, split, device)
+    logits = test_logits(trained, split, device)
     hits = (logits.argmax(1) == split.y_test).numpy()
     low, high = metrics.bootstrap(hits)
     out = {"accuracy": float(hits.mean()), "accuracy_low": low, "accuracy_high": high, "test_images": len(hits)}
     return {**out, "calibration": calibration(logits, split.y_test)}
 
 
-def test_logits(trained: Trained, model: torch.nn.Module, split: data.Split, device: Device) -> torch.Tensor:
-    """Logits (n, C) of the test images by `model`, the run's network with its last weights or earlier ones."""
+def test_logits(trained: Trained, split: data.Split, device: Device) -> torch.Tensor:
+    """Logits (n, C) of the test images."""
     run = trained.run
-    return metrics.logits_of(model, split.x_test, run.input_noise, device=device, low=run.low)
+    return metrics.logits_of(trained.model, split.x_test, run.input_noise, device=device, low=run.low)
 
 
 def of_samples(trained: Trained, quality: Quality) -> dict:
@@ -187,22 +196,9 @@ def generated(trained: Trained, quality: Quality) -> dict:
     }
     if folders := sorted(trained.folder.glob("snapshots/*")):
         few = sources[: params.measures().snapshot]
-        out["snapshots"] = [generated_by(trained, f, quality, few) for f in folders]
+        moved = ((f, earlier(trained, f).perturb(few, how.steps, how.alpha)) for f in folders)
+        out["snapshots"] = [{"iteration": int(f.name), **quality(x, brief=True)} for f, x in moved]
     return out
-
-
-def generated_by(trained: Trained, folder: Path, quality: Quality, sources: torch.Tensor) -> dict:
-    """Sample quality of a snapshot's weights, from p0 images."""
-    how = given(trained.run.generation, f"run {trained.run.name} has no `generation`: how many steps is not known")
-    model = copy.deepcopy(trained.model)
-    load_weights(model, folder, remedy(trained))
-    samples = replace(trained, model=model).perturb(sources, how.steps, how.alpha)
-    return {"iteration": int(folder.name), **quality(samples, brief=True)}
-
-
-def remedy(trained: Trained) -> str:
-    """What to do where a file of it is damaged."""
-    return f"train it anew with python -m lib.train {trained.run.name} --profile {trained.run.profile}"
 
 
 def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
@@ -214,16 +210,13 @@ def calibration(logits: torch.Tensor, y: torch.Tensor) -> dict:
     return {"ece": uncertainty.ece(sure, hit), "ece_low": low, "ece_high": high, "count": r.count.tolist(), **nones}
 
 
-def snapshot(trained: Trained, folder: Path, quality: Quality, split: data.Split) -> dict:
-    """Accuracy and sample quality of a snapshot taken during training (JEM++ Figure 6)."""
-    model = copy.deepcopy(trained.model)
-    load_weights(model, folder, remedy(trained))
-    found: dict[str, object] = {"iteration": int(folder.name)}
+def snapshot(trained: Trained, quality: Quality, split: data.Split) -> dict:
+    """Accuracy and sample quality of a run as it was at a snapshot (JEM++ Figure 6)."""
+    found: dict[str, object] = {"iteration": int(trained.folder.name)}
     if trained.run.labelled:
-        logits = test_logits(trained, model, split, quality.device)
-        found["accuracy"] = metrics.accuracy(logits, split.y_test)
+        found["accuracy"] = metrics.accuracy(test_logits(trained, split, quality.device), split.y_test)
     if trained.buffer is not None:
-        found |= quality(read_buffer(folder, split.shape, remedy(trained)), brief=True)
+        found |= quality(trained.buffer, brief=True)
     return found
 
 

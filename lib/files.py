@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class DataError(RuntimeError):
@@ -96,6 +97,37 @@ def write_tensors(path: Path, state) -> None:
 def read_text(path: Path, remedy: str) -> str:
     with _reading(path, remedy):
         return path.read_text(encoding="utf-8")
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """What a YAML file holds. Raises: DataError, one line, also for a key that is twice in one section."""
+    import yaml  # not at the top: lib.environment sets up an environment that does not have it yet
+
+    try:
+        return yaml.load(read_text(path, remedy), _loader())
+    except yaml.YAMLError as e:
+        raise DataError(f"{path} is not YAML ({' '.join(str(e).split())}): {remedy}") from None
+
+
+@functools.cache
+def _loader() -> type:
+    """PyYAML's safe loader, which would take the last of two equal keys, silently: this one does not."""
+    import yaml
+
+    class Once(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value == "<<" or not isinstance(key.value, str):
+                    continue
+                if key.value in seen:
+                    what = f'duplicate key "{key.value}": {key.value!r} is twice in one section; expected it once'
+                    raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+                seen.add(key.value)
+            return node
+
+    return Once
 
 
 def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict:

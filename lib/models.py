@@ -96,7 +96,7 @@ class Trained:
 
     def p0(self, split: data.Split) -> Start:
         """What its chains start from where no buffer has them, on the CPU. Raises: ConfigError for a classifier."""
-        return self.run.origin.build(split, self.run.low, "cpu", lambda: data.p0(self.run))
+        return data.start_of(self.run, split)
 
     def _visit(self, x: torch.Tensor, visits: int, noise: torch.Generator) -> torch.Tensor:
         """The run's chain, so many times in a row: float (B, C, H, W) -> uint8."""

@@ -12,9 +12,8 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from lib import ROOT, files
@@ -227,26 +226,9 @@ class Measures(Cell):
     few: Count  # images
 
 
-class _Once(yaml.SafeLoader):
-    """YAML in which no section has a key twice: PyYAML would take the last one, silently."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value == "<<" or not isinstance(key.value, str):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is twice in one section; expected it once", key.start_mark
-                )
-            seen.add(key.value)
-        return node
-
-
 @lru_cache
 def _read(path: str, mtime: float) -> dict:
-    return yaml.load(files.read_text(Path(path), "save it as UTF-8, or git checkout params.yaml"), _Once)
+    return files.read_yaml(Path(path), "save it as UTF-8, or git checkout params.yaml")
 
 
 @lru_cache
@@ -275,8 +257,6 @@ def load(path: Path | None = None) -> dict:
         raise ConfigError(f"{path} is missing: restore it (git checkout params.yaml)") from None
     except files.DataError as e:
         raise ConfigError(str(e)) from None
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, dict):
         raise ConfigError(
             f"{path} holds {'nothing' if found is None else type(found).__name__}: expected the sections "
@@ -395,11 +375,9 @@ def _resized(annotation: object, method: dict, size: dict) -> dict:
             continue
         own = type_of(chosen, key)
         if isinstance(value, dict) and classes_of(own):
-            names_a_kind, has = tag_of(own) in value, isinstance(out.get(key), dict)
-            if has:
-                out[key] = _resized(own, out[key], value)
-            elif names_a_kind or not may_be_none(own):
-                out[key] = _resized(own, {}, value)
+            part = out.get(key)
+            if isinstance(part, dict) or tag_of(own) in value or not may_be_none(own):
+                out[key] = _resized(own, part if isinstance(part, dict) else {}, value)
         else:
             out[key] = value
     return out

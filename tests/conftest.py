@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import ROOT, data
+from lib import ROOT, data, params, sources
 from lib import pipeline as pipeline_
 from lib.parts import networks, starts
 
@@ -20,6 +20,12 @@ COMPILER = any(map(shutil.which, ("g++", "c++", "clang++")))  # without one, tor
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def split():
+    """The smoke profile's primary data: 160 images of 8x8."""
+    return sources.prepare(params.data("smoke", "primary"))
 
 
 @pytest.fixture

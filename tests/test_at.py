@@ -15,11 +15,6 @@ from lib.training import Trainer, checkpoint, fit
 from lib.training import trainer as trainer_
 
 
-@pytest.fixture(scope="module")
-def split():
-    return sources.prepare(params.data("smoke", "primary"))
-
-
 @pytest.fixture(autouse=True)
 def p0(monkeypatch):
     images = torch.randint(256, (50, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lib import data, params, sources
+from lib import data, params
 from lib.parts import augmentations, networks, samplers, schedules, starts, updates
 from lib.parts.cell import Cell, classes_of
 from lib.parts.losses import Loss
@@ -57,11 +57,6 @@ NETWORKS = {
     "no norm, one logit": {"kind": "wrn", "depth": 10, "widen": 1, "norm": "none", "logits": 1},
     "discriminator": {"kind": "discriminator", "width": 8},
 }
-
-
-@pytest.fixture(scope="module")
-def split():
-    return sources.prepare(params.data("smoke", "primary"))
 
 
 @pytest.fixture(autouse=True)

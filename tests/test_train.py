@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import ROOT, data, files, params, sources, train
+from lib import ROOT, data, files, params, train
 from lib.parts import schedules
 from lib.training import Trainer, loop, provenance
 
@@ -30,11 +30,6 @@ def weights(trainer):
 def fit(run, split, tmp_path, name, seed=0, **kw):
     trainer = Trainer(run, split, seed)
     return trainer, loop.fit(trainer, tmp_path / name, tmp_path / f"{name}-scratch", **kw)
-
-
-@pytest.fixture(scope="module")
-def split():
-    return sources.prepare(params.data("smoke", "primary"))
 
 
 @pytest.mark.parametrize("name", ["softmax", "jem", "jempp-m5"])

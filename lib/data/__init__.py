@@ -293,3 +293,8 @@ def p0(run: params.Run, seed: int = 0) -> Tensor:
         raise DataError(f"runs.{run.name}.start.images: {start.images} leaves no image of {', '.join(start.of)}: raise it")
     images = torch.cat(parts)
     return images[torch.randperm(len(images), generator=g)]
+
+
+def start_of(run: params.Run, split: Split, device: str | torch.device = "cpu") -> starts.Start:
+    """p0 of a run, whether a buffer is around it or not. Raises: ConfigError for a classifier, which has no chain."""
+    return run.origin.build(split, run.low, device, lambda: p0(run))

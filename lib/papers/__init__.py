@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML, YAMLError  # refuses a key that stands twice, of which PyYAML takes the last
 
 from lib import files
 from lib.papers.schema import Paper, Published
@@ -25,13 +24,10 @@ def read(path: Path) -> Paper:
     """A paper's file. Raises: DataError, one line: the file, the key, what was expected."""
     remedy = f"mend it, or git checkout {path.name}"
     try:
-        raw = YAML(typ="safe").load(files.read_text(path, remedy))
+        raw = files.read_yaml(path, remedy)
         if not isinstance(raw, dict):
             raise files.DataError(f"{path} holds no section; expected the keys {', '.join(Paper.model_fields)}: {remedy}")
         paper = Paper.model_validate(raw)
-    except YAMLError as e:
-        about = " ".join(str(e).split("To suppress")[0].split())
-        raise files.DataError(f"{path} is not YAML ({about}): {remedy}") from None
     except ValidationError as e:
         first = min(e.errors(), key=lambda error: error["type"] != "extra_forbidden")  # a misspelt key, then what it lacks
         key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")

@@ -155,9 +155,8 @@ class PYLD(_Step):
         M, N, clip = self.M if K is None else K, self.N, self.box(low)
         epsilon = math.inf if self.epsilon is None else self.epsilon
         if self.closed_form and isinstance(E.model.first, LINEAR) and (clip is None or _inside(x, clip)):
-            if M:
-                once = Proximal(K=M, alpha=N * self.alpha, epsilon=epsilon, noise=self.noise, clip=clip or False)
-                yield from once(E, x, generator)
+            once = Proximal(K=self.M, alpha=N * self.alpha, epsilon=epsilon, noise=self.noise, clip=clip or False)
+            yield from once(E, x, generator, K=M)
             return
         for _ in range(M):
             with torch.enable_grad():

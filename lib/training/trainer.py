@@ -74,14 +74,13 @@ class Trainer:
 
     def _start(self, p0: Start | None) -> Start | None:
         """Where the run's chains start: p0, in a replay buffer where it has one."""
-        cell = self.run.start
-        if cell is None:
+        if self.run.start is None:
             return None
-        p0 = p0 or cell.build(self.split, self.run.low, self.device, lambda: data.p0(self.run))
-        if cell.buffer is None:
+        p0, replay = p0 or data.start_of(self.run, self.split, self.device), self.run.replay
+        if replay is None:
             return p0
-        size = distributed.share(cell.buffer.size, "start.buffer.size")
-        return ReplayBuffer.filled(size, p0, cell.buffer.reinit, self.rng, self.device)
+        size = distributed.share(replay.size, "start.buffer.size")
+        return ReplayBuffer.filled(size, p0, replay.reinit, self.rng, self.device)
 
     @property
     def buffer(self) -> ReplayBuffer | None:
